@@ -1,18 +1,24 @@
 // SPDX-License-Identifier: Apache-2.0
 #include "hostd/app.h"
 
-#include <sys/resource.h>
 #include <unistd.h>
 
 #include <boost/asio/io_context.hpp>
+#include <boost/asio/post.hpp>
 #include <boost/asio/signal_set.hpp>
+#include <boost/asio/steady_timer.hpp>
+#include <csignal>
+#include <ctime>
 #include <fstream>
 #include <map>
-#include <set>
+#include <nlohmann/json.hpp>
 #include <string>
+#include <thread>
+#include <vector>
 #include <utility>
 
 #include "bpf/tracer.h"
+#include "hostd/check_local.h"
 #include "hostd/control.h"
 #include "hostd/core/clock.h"
 #include "hostd/coverage.h"
@@ -24,7 +30,7 @@
 #include "hostd/stream_set.h"
 #include "hostd/systemd_notify.h"
 #include "hostd/ticker.h"
-#include "hostd/top_view.h"
+#include "hostd/top_tracker.h"
 #include "hostd/vm_views.h"
 #include "tenancy/registry.h"
 #include "virt/libvirt_source.h"
@@ -75,6 +81,12 @@ std::uint64_t resident_bytes() {
   return resident * static_cast<std::uint64_t>(sysconf(_SC_PAGESIZE));
 }
 
+/// Twice within what systemd allows; a minute where it does not watch (the call does nothing then).
+std::chrono::steady_clock::duration watchdog_interval() {
+  const auto timeout = systemd::watchdog_timeout();
+  return timeout ? *timeout / 2 : std::chrono::steady_clock::duration(std::chrono::minutes(1));
+}
+
 /// Where the tracer's callbacks go: it is opened before the daemon around it exists.
 struct Inbox {
   std::function<void(const bpf::ProcessEvent&)> on_process;
@@ -100,12 +112,13 @@ bpf::Tracer::Options tracer_options(const Config& config, boost::asio::io_contex
 
 /// Members in the order of dependence: destroyed in reverse.
 struct App::Impl {
-  Impl(Config loaded, std::unique_ptr<boost::asio::io_context> loop, std::unique_ptr<bpf::Tracer> opened,
+  Impl(Config loaded, std::shared_ptr<boost::asio::io_context> loop, std::unique_ptr<bpf::Tracer> opened,
        std::shared_ptr<Inbox> tracer_inbox);
 
   core::Result<void> open_control();
   core::Result<void> open_libvirt();
 
+  void look_at_host();
   void on_process(const bpf::ProcessEvent& event);
   void on_tick();
   void rescan();
@@ -116,23 +129,23 @@ struct App::Impl {
   void stop(int signal);
 
   Config config;
-  std::unique_ptr<boost::asio::io_context> io;
+  std::shared_ptr<boost::asio::io_context> io;  ///< shared with look_at_host()'s thread
   std::shared_ptr<Inbox> inbox;
   core::SystemClock clock;
   std::unique_ptr<bpf::Tracer> tracer;
   tenancy::Registry registry;
   StreamSet streams;
   SlotKeeper keeper;
-  TopView top;
+  TopTracker top;
   Coverage coverage;
   ExportCycle cycle;
   Discovery discovery;
   virt::ConnectionState libvirt_state;
-  CheckLines local_checks;
+  std::vector<CheckLine> host_checks;
   std::unique_ptr<virt::LibvirtSource> libvirt;
   std::unique_ptr<ControlServer> control;
   boost::asio::signal_set signals;
-  Watchdog watchdog;
+  Ticker watchdog;
   Ticker tick;
   Ticker scan;
   Ticker interval;
@@ -151,7 +164,7 @@ void report(const std::string& what, const core::Error& error) {
 
 }  // namespace
 
-App::Impl::Impl(Config loaded, std::unique_ptr<boost::asio::io_context> loop, std::unique_ptr<bpf::Tracer> opened,
+App::Impl::Impl(Config loaded, std::shared_ptr<boost::asio::io_context> loop, std::unique_ptr<bpf::Tracer> opened,
                 std::shared_ptr<Inbox> tracer_inbox)
     : config(std::move(loaded)),
       io(std::move(loop)),
@@ -163,7 +176,7 @@ App::Impl::Impl(Config loaded, std::unique_ptr<boost::asio::io_context> loop, st
       cycle(config, registry, keeper, streams, top, clock),
       discovery(io->get_executor(), "/proc", config.bpf.qemu_names),
       signals(*io, SIGTERM, SIGINT),
-      watchdog(io->get_executor()),
+      watchdog(io->get_executor(), watchdog_interval(), [] { systemd::notify_watchdog(); }),
       tick(io->get_executor(), kTick, [this] { on_tick(); }),
       scan(io->get_executor(), kRescan, [this] { rescan_due = true; }),
       interval(io->get_executor(), config.interval, [this] { export_interval(); }),
@@ -187,7 +200,7 @@ void App::Impl::on_process(const bpf::ProcessEvent& event) {
       discovery.after([this, process = event.process] { keeper.on_process_exit(process); });
       return;
     case Type::no_spare_slot:
-      log_event(LogLevel::warn, "no spare slot for a process", {{"pid", std::to_string(event.process.tgid)}});
+      log_event(LogLevel::warn, "no spare slot for a process", {{"pid", event.process.tgid}});
       rescan_due = true;
       return;
   }
@@ -201,7 +214,7 @@ void App::Impl::on_tick() {
   if (!ready && spares >= config.bpf.spare_slots) {
     ready = true;
     log_event(LogLevel::info, "ready", {{"host", config.host.id}, {"control", config.control.socket}});
-    notify_ready();
+    systemd::notify_ready("tracing");
   }
 }
 
@@ -291,35 +304,48 @@ core::Result<void> App::Impl::open_libvirt() {
 }
 
 core::Result<void> App::Impl::open_control() {
-  ControlHandlers handlers;
-  handlers.check = [this] { return check_lines(local_checks, libvirt_state, *tracer); };
-  handlers.vms = [this] { return vm_views(registry, keeper, coverage); };
-  handlers.tenants = [this] { return tenant_views(registry, streams); };
-  handlers.top = [this] { return top.rows(); };
-  auto server = ControlServer::open(io->get_executor(), config.control, std::move(handlers));
+  ControlServer::Options options;
+  options.socket = config.control.socket;
+  options.allow_users = config.control.allow_users;
+  options.allow_groups = config.control.allow_groups;
+  using nlohmann::json;
+  auto server = ControlServer::listen(
+      io->get_executor(), std::move(options),
+      {{"check", [this](const json&) { return to_json(check_lines(host_checks, libvirt_state, *tracer)); }},
+       {"vms", [this](const json&) { return to_json(vm_views(registry, keeper, coverage)); }},
+       {"tenants", [this](const json&) { return to_json(tenant_views(registry, streams, *tracer)); }},
+       {"top", [this](const json&) { return to_json(top.view()); }}});
   if (!server) return core::fail(server.error());
   control = std::move(*server);
+  for (const std::string& warning : control->warnings()) log_event(LogLevel::warn, warning);
   return {};
+}
+
+/// On a thread of its own that nobody waits for: it asks libvirt, which may hang.
+void App::Impl::look_at_host() {
+  std::thread([loop = io, uri = config.libvirt.uri, this] {
+    boost::asio::post(*loop, [this, lines = check_host(uri)] { host_checks = lines; });
+  }).detach();
 }
 
 void App::Impl::stop(int signal) {
   if (stopping) return;
   stopping = true;
-  log_event(LogLevel::info, "stopping", {{"signal", std::to_string(signal)}});
-  notify_stopping();
+  log_event(LogLevel::info, "stopping", {{"signal", signal}});
+  systemd::notify_stopping();
   libvirt.reset();
   export_interval();
   streams.flush(kFlushDeadline, [this] { io->stop(); });
 }
 
 core::Result<std::unique_ptr<App>> App::start(Config config) {
-  auto io = std::make_unique<boost::asio::io_context>(1);
+  auto io = std::make_shared<boost::asio::io_context>(1);
   auto inbox = std::make_shared<Inbox>();
   auto tracer = bpf::Tracer::open(tracer_options(config, *io, inbox));
   if (!tracer) return core::fail(tracer.error());
 
   auto impl = std::make_unique<Impl>(std::move(config), std::move(io), std::move(*tracer), std::move(inbox));
-  impl->local_checks = check_kernel();
+  impl->look_at_host();
   if (auto opened = impl->open_control(); !opened) return core::fail(opened.error());
   if (auto opened = impl->open_libvirt(); !opened) return core::fail(opened.error());
   return std::unique_ptr<App>(new App(std::move(impl)));

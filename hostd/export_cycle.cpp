@@ -53,7 +53,7 @@ core::LogRecord io_error_record(const bpf::IoErrorEvent& event, std::uint64_t un
 }  // namespace
 
 ExportCycle::ExportCycle(const Config& config, tenancy::Registry& registry, SlotKeeper& keeper, StreamSet& streams,
-                         TopView& top, const core::Clock& clock)
+                         TopTracker& top, const core::Clock& clock)
     : config_(config),
       registry_(registry),
       keeper_(keeper),
@@ -267,7 +267,7 @@ void ExportCycle::run(SelfReading self) {
   Interval interval;
   interval.unix_ns = clock_.unix_ns();
   interval.monotonic_ns = clock_.monotonic_ns();
-  top_.begin();
+  top_.begin(interval.unix_ns);
   for (const tenancy::Epoch* epoch : registry_.epochs()) add_epoch(*epoch, interval);
   top_.end();
 

@@ -14,7 +14,7 @@
 #include "hostd/self_metrics.h"
 #include "hostd/slot_keeper.h"
 #include "hostd/stream_set.h"
-#include "hostd/top_view.h"
+#include "hostd/top_tracker.h"
 #include "tenancy/registry.h"
 
 namespace kvmscope::hostd {
@@ -27,7 +27,7 @@ namespace kvmscope::hostd {
 class ExportCycle {
  public:
   ExportCycle(const Config& config, tenancy::Registry& registry, SlotKeeper& keeper, StreamSet& streams,
-              TopView& top, const core::Clock& clock);
+              TopTracker& top, const core::Clock& clock);
 
   /// One interval: reads and submits. `self` is completed with the cycle's own figures and goes to the operator.
   void run(SelfReading self);
@@ -80,7 +80,7 @@ class ExportCycle {
   tenancy::Registry& registry_;
   SlotKeeper& keeper_;
   StreamSet& streams_;
-  TopView& top_;
+  TopTracker& top_;
   const core::Clock& clock_;
   const std::uint64_t start_unix_ns_;
   VmReading reading_;

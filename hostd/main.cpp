@@ -43,7 +43,7 @@ int run(int argc, char** argv) {
     return 0;
   }
   forbid_core_dumps();
-  set_up_logging(config->log);
+  init_logging(config->log);
   auto app = App::start(std::move(*config));
   if (!app) {
     log_event(LogLevel::error, "cannot start", {{"error", app.error().message()}});

@@ -1,5 +1,5 @@
 // SPDX-License-Identifier: Apache-2.0
-#include "hostd/top_view.h"
+#include "hostd/top_tracker.h"
 
 #include "tests/support/catch.h"
 
@@ -28,21 +28,21 @@ TEST_CASE("top shows the difference of two readings, not the totals") {
   std::vector<VmReading::Row> rows = {
       {.kind = &operations, .sub = 0, .device = &disk, .counter = {1'000, 4'096'000}, .histogram = nullptr},
       {.kind = &duration, .sub = 0, .device = &disk, .counter = {}, .histogram = &histogram}};
-  TopView top;
-  top.begin();
+  TopTracker top;
+  top.begin(1);
   top.observe(epoch, rows, 1'000'000'000);
   top.end();
-  REQUIRE(top.rows().empty());
+  REQUIRE(top.view().rows.empty());
 
   core::HistogramValue later = histogram;
   later.buckets[60] = 100;
   rows[0].counter = {1'100, 4'096'000 + 409'600};
   rows[1].histogram = &later;
-  top.begin();
+  top.begin(1);
   top.observe(epoch, rows, 3'000'000'000);
   top.end();
-  REQUIRE(top.rows().size() == 1);
-  const TopRow& row = top.rows().front();
+  REQUIRE(top.view().rows.size() == 1);
+  const TopRow& row = top.view().rows.front();
   REQUIRE(row.vm == "web");
   REQUIRE(row.tenant == "acme");
   REQUIRE(row.disk == "vda");

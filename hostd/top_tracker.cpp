@@ -1,5 +1,5 @@
 // SPDX-License-Identifier: Apache-2.0
-#include "hostd/top_view.h"
+#include "hostd/top_tracker.h"
 
 #include "hostd/percentile.h"
 
@@ -23,7 +23,7 @@ core::HistogramValue difference(const core::HistogramValue& now, const core::His
 
 }  // namespace
 
-std::map<TopView::Key, TopView::Totals> TopView::totals_of(std::span<const VmReading::Row> rows) {
+std::map<TopTracker::Key, TopTracker::Totals> TopTracker::totals_of(std::span<const VmReading::Row> rows) {
   std::map<Key, Totals> all;
   for (const VmReading::Row& row : rows) {
     Totals& totals = all[{row.device->name, direction_of(row)}];
@@ -37,7 +37,7 @@ std::map<TopView::Key, TopView::Totals> TopView::totals_of(std::span<const VmRea
   return all;
 }
 
-void TopView::observe(const tenancy::Epoch& epoch, std::span<const VmReading::Row> rows, std::uint64_t monotonic_ns) {
+void TopTracker::observe(const tenancy::Epoch& epoch, std::span<const VmReading::Row> rows, std::uint64_t monotonic_ns) {
   Reading now{.monotonic_ns = monotonic_ns, .totals = totals_of(rows)};
   const auto before = before_.find(epoch.slot.generation);
   if (before != before_.end() && before->second.monotonic_ns < monotonic_ns) {
@@ -45,10 +45,11 @@ void TopView::observe(const tenancy::Epoch& epoch, std::span<const VmReading::Ro
     for (const auto& [key, totals] : now.totals) {
       const Totals last = before->second.totals.contains(key) ? before->second.totals.at(key) : Totals{};
       const core::HistogramValue duration = difference(totals.duration, last.duration);
-      TopRow& row = next_.emplace_back();
+      TopRow& row = next_.rows.emplace_back();
       row.vm = epoch.facts ? epoch.facts->name : epoch.comm;
       row.uuid = epoch.facts ? epoch.facts->uuid.value : std::string();
       row.tenant = epoch.tenant.value;
+      if (epoch.facts && epoch.facts->nova) row.tenant_name = epoch.facts->nova->project_name;
       row.disk = key.first;
       row.direction = key.second;
       row.operations_per_s = static_cast<double>(totals.io.count - last.io.count) / seconds;

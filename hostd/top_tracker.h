@@ -17,16 +17,16 @@
 namespace kvmscope::hostd {
 
 /// The rates and percentiles of the last interval, from the difference of two readings: what `kvmscope top` shows.
-class TopView {
+class TopTracker {
  public:
-  /// A new interval's readings follow; end() makes them the ones that rows() returns.
-  void begin() { next_.clear(); }
+  /// A new interval's readings follow; end() makes them what view() returns.
+  void begin(std::uint64_t unix_ns) { next_ = {.time_unix_ns = unix_ns, .rows = {}}; }
   void observe(const tenancy::Epoch& epoch, std::span<const VmReading::Row> rows, std::uint64_t monotonic_ns);
-  void end() { rows_.swap(next_); }
+  void end() { view_ = std::move(next_); }
   /// The epoch is over.
   void forget(core::Generation generation) { before_.erase(generation); }
 
-  const std::vector<TopRow>& rows() const { return rows_; }
+  const TopView& view() const { return view_; }
 
  private:
   /// One disk and direction of a VM at one reading.
@@ -45,8 +45,8 @@ class TopView {
   static std::map<Key, Totals> totals_of(std::span<const VmReading::Row> rows);
 
   std::unordered_map<core::Generation, Reading> before_;
-  std::vector<TopRow> rows_;
-  std::vector<TopRow> next_;
+  TopView view_;
+  TopView next_;
 };
 
 }  // namespace kvmscope::hostd
