@@ -48,6 +48,10 @@ class PrivateLibvirtd {
     signal(SIGKILL);
     while (::kill(was, 0) == 0) usleep(10'000);
   }
+  /// Ends a domain's QEMU while no libvirtd is there to see it, and so to remove its cgroup.
+  void kill_domain_unseen(const std::string& name) const {
+    REQUIRE(run(kScript + " kill-domain " + dir + " " + name));
+  }
   unsigned domain_pid(const std::string& name) const {
     return static_cast<unsigned>(std::stoul(read(dir + "/run/qemu/" + name + ".pid")));
   }

@@ -4,6 +4,7 @@
 #
 #   private-libvirtd.sh start DIR   starts (or, after a kill, starts again) the daemon that lives in DIR
 #   private-libvirtd.sh stop DIR    ends its domains and the daemon; DIR may then be removed
+#   private-libvirtd.sh kill-domain DIR NAME   ends a domain while the daemon is away, with its cgroup
 #
 # It runs in a mount namespace where all of libvirt's folders are DIR's. Outside of that namespace:
 #   DIR/run/libvirt-sock   the socket: qemu+unix:///system?socket=DIR/run/libvirt-sock
@@ -12,6 +13,7 @@
 # cgroups are the host's own. DIR must be short: a socket's path has at most 107 characters.
 set -euo pipefail
 dir=$(readlink -m "$2")
+cache=${TMPDIR:-/tmp}/kvmscope-libvirt-cache
 uri="qemu+unix:///system?socket=$dir/run/libvirt-sock"
 
 running() { [[ -s $dir/libvirtd.pid ]] && kill -0 "$(cat "$dir/libvirtd.pid")" 2>/dev/null; }
@@ -19,8 +21,8 @@ running() { [[ -s $dir/libvirtd.pid ]] && kill -0 "$(cat "$dir/libvirtd.pid")" 2
 start() {
   running && return
   mkdir -p "$dir"/{run,lib,log,cache,etc} /run/libvirt /var/lib/libvirt /var/log/libvirt /var/cache/libvirt /etc/libvirt
-  # Probing QEMU's capabilities takes seconds: a copy of the host's cache saves them.
-  [[ -d $dir/cache/qemu ]] || cp -a /var/cache/libvirt/. "$dir/cache/"
+  # Probing QEMU's capabilities takes ten seconds: the result is kept from one daemon to the next.
+  [[ -d $dir/cache/qemu || ! -d $cache ]] || cp -a "$cache/." "$dir/cache/"
   # One process per domain and nothing else: no virtlogd, no mount namespaces, no security labels.
   cat >"$dir/etc/qemu.conf" <<CONF
 stdio_handler = "file"
@@ -44,7 +46,10 @@ CONF
     exec setsid libvirtd --config /etc/libvirt/libvirtd.conf --pid-file "$1/libvirtd.pid" --timeout 0
   ' - "$dir" </dev/null >"$dir/log/stdout" 2>&1 &
   for _ in $(seq 300); do
-    [[ -S $dir/run/libvirt-sock ]] && virsh -c "$uri" version >/dev/null 2>&1 && return
+    if [[ -S $dir/run/libvirt-sock ]] && virsh -c "$uri" version >/dev/null 2>&1; then
+      [[ -d $cache ]] || cp -a "$dir/cache" "$cache"
+      return
+    fi
     sleep 0.1
   done
   echo "private-libvirtd: no answer from $uri:" >&2
@@ -52,24 +57,32 @@ CONF
   exit 1
 }
 
+# libvirt removes a domain's cgroup when it sees the domain end: here nobody may be left to see it.
+end_domain() {
+  local pid=$1 group=/
+  group=$(sed -n 's|^0::\(.*\.libvirt-qemu\).*|\1|p' "/proc/$pid/cgroup" 2>/dev/null) || return 0
+  kill -9 "$pid" 2>/dev/null || return 0
+  while kill -0 "$pid" 2>/dev/null; do sleep 0.02; done
+  local root
+  root=$(awk '/ - cgroup2 / {print $5; exit}' /proc/self/mountinfo)
+  [[ -n $group && -d $root$group ]] && find "$root$group" -depth -type d -exec rmdir {} + 2>/dev/null || true
+}
+
 stop() {
-  for pidfile in "$dir"/run/qemu/*.pid; do
-    [[ ${pidfile##*/} == driver.pid ]] && continue  # the daemon's own
-    [[ -s $pidfile ]] && kill -9 "$(cat "$pidfile")" 2>/dev/null || true
-  done
   if running; then
     pid=$(cat "$dir/libvirtd.pid")
-    kill -CONT "$pid" && kill "$pid"
-    for _ in $(seq 100); do
-      kill -0 "$pid" 2>/dev/null || return 0
-      sleep 0.1
-    done
     kill -9 "$pid"
+    while kill -0 "$pid" 2>/dev/null; do sleep 0.02; done
   fi
+  for pidfile in "$dir"/run/qemu/*.pid; do
+    [[ ${pidfile##*/} == driver.pid || ! -s $pidfile ]] && continue  # driver.pid: the daemon's own
+    end_domain "$(cat "$pidfile")"
+  done
 }
 
 case $1 in
   start) start ;;
   stop) stop ;;
-  *) sed -n '3,6p' "$0" >&2; exit 2 ;;
+  kill-domain) end_domain "$(cat "$dir/run/qemu/$3.pid")" ;;
+  *) sed -n '3,7p' "$0" >&2; exit 2 ;;
 esac
