@@ -1,0 +1,18 @@
+// SPDX-License-Identifier: Apache-2.0
+#pragma once
+
+#include <string>
+#include <vector>
+
+#include "hostd/views.h"
+
+namespace kvmscope::hostd {
+
+/// What this host, and this process on it, can do: kernel, privilege, libvirt. Loads nothing that stays.
+/// Blocks while libvirt is asked: not for the loop's thread.
+std::vector<CheckLine> check_host(const std::string& libvirt_uri);
+
+/// The lines about this process's capabilities, from the text of /proc/PID/status. Pure.
+std::vector<CheckLine> check_capabilities(const std::string& proc_status);
+
+}  // namespace kvmscope::hostd

@@ -1,0 +1,312 @@
+// SPDX-License-Identifier: Apache-2.0
+#include "hostd/config_values.h"
+
+#include <fmt/format.h>
+#include <sys/un.h>
+
+#include <algorithm>
+#include <charconv>
+#include <filesystem>
+#include <limits>
+#include <numeric>
+#include <utility>
+#include <vector>
+
+#include "hostd/tenant_template.h"
+
+namespace kvmscope::hostd {
+namespace {
+
+struct Unit {
+  std::string_view name;
+  std::uint64_t factor;
+};
+
+constexpr Unit kDurations[] = {{"ms", 1}, {"s", 1'000}, {"m", 60'000}, {"h", 3'600'000}};
+constexpr Unit kSizes[] = {{"", 1}, {"KiB", 1U << 10}, {"MiB", 1U << 20}, {"GiB", 1U << 30}};
+
+std::optional<std::uint64_t> parse_with_unit(std::string_view text, std::span<const Unit> units) {
+  std::uint64_t number = 0;
+  const auto [end, error] = std::from_chars(text.data(), text.data() + text.size(), number);
+  if (error != std::errc{}) return std::nullopt;
+  const std::string_view name(end, static_cast<std::size_t>(text.data() + text.size() - end));
+  for (const Unit& unit : units) {
+    if (unit.name != name) continue;
+    // Durations end up in a signed number.
+    if (number > static_cast<std::uint64_t>(std::numeric_limits<std::int64_t>::max()) / unit.factor)
+      return std::nullopt;
+    return number * unit.factor;
+  }
+  return std::nullopt;
+}
+
+std::string text_with_unit(std::uint64_t value, std::span<const Unit> units) {
+  const Unit* best = units.data();
+  for (const Unit& unit : units)
+    if (value != 0 && value % unit.factor == 0) best = &unit;
+  return fmt::format("{}{}", value / best->factor, best->name);
+}
+
+bool is_control(char c) {
+  return static_cast<unsigned char>(c) < 0x20 || c == 0x7f;
+}
+bool is_digit(char c) {
+  return c >= '0' && c <= '9';
+}
+bool is_lower(char c) {
+  return c >= 'a' && c <= 'z';
+}
+bool is_alnum(char c) {
+  return is_digit(c) || is_lower(c) || (c >= 'A' && c <= 'Z');
+}
+bool is_hex(char c) {
+  return is_digit(c) || (c >= 'a' && c <= 'f') || (c >= 'A' && c <= 'F');
+}
+
+Complaint complain(std::string_view what, std::string_view value, std::string_view remedy) {
+  return {fmt::format("{} (got {})", what, quoted(value)), std::string(remedy)};
+}
+
+bool is_host(std::string_view host) {
+  return !host.empty() && host.size() <= 253 &&
+         std::ranges::all_of(host, [](char c) { return is_alnum(c) || c == '-' || c == '.' || c == '_'; }) &&
+         is_alnum(host.front());
+}
+
+/// Host (an IPv6 address without its brackets) and port; nothing if it is not host:port.
+struct HostPort {
+  std::string_view host;
+  bool ipv6 = false;
+};
+std::optional<HostPort> split_endpoint(std::string_view value) {
+  const std::size_t colon = value.rfind(':');
+  if (colon == std::string_view::npos) return std::nullopt;
+  const std::string_view port = value.substr(colon + 1);
+  std::uint32_t number = 0;
+  const auto [end, error] = std::from_chars(port.data(), port.data() + port.size(), number);
+  if (error != std::errc{} || end != port.data() + port.size() || number == 0 || number > 65535)
+    return std::nullopt;
+  std::string_view host = value.substr(0, colon);
+  if (host.size() > 2 && host.front() == '[' && host.back() == ']') {
+    host = host.substr(1, host.size() - 2);
+    if (!std::ranges::all_of(host, [](char c) { return is_hex(c) || c == ':' || c == '.'; }))
+      return std::nullopt;
+    return HostPort{host, true};
+  }
+  if (!is_host(host)) return std::nullopt;
+  return HostPort{host, false};
+}
+
+std::size_t distance(std::string_view a, std::string_view b) {
+  std::vector<std::size_t> row(b.size() + 1);
+  std::iota(row.begin(), row.end(), std::size_t{0});
+  for (std::size_t i = 0; i < a.size(); ++i) {
+    std::size_t diagonal = std::exchange(row[0], i + 1);
+    for (std::size_t j = 0; j < b.size(); ++j) {
+      const std::size_t substituted = diagonal + (a[i] == b[j] ? 0 : 1);
+      diagonal = row[j + 1];
+      row[j + 1] = std::min({substituted, row[j] + 1, row[j + 1] + 1});
+    }
+  }
+  return row.back();
+}
+
+}  // namespace
+
+std::optional<std::chrono::milliseconds> parse_duration(std::string_view text) {
+  const auto value = parse_with_unit(text, kDurations);
+  if (!value) return std::nullopt;
+  return std::chrono::milliseconds(static_cast<std::int64_t>(*value));
+}
+
+std::optional<std::uint64_t> parse_size(std::string_view text) {
+  return parse_with_unit(text, kSizes);
+}
+
+std::string duration_text(std::chrono::milliseconds duration) {
+  if (duration.count() == 0) return "0s";
+  return text_with_unit(static_cast<std::uint64_t>(duration.count()), kDurations);
+}
+
+std::string size_text(std::uint64_t bytes) {
+  return text_with_unit(bytes, kSizes);
+}
+
+std::string printable(std::string_view text, std::size_t most) {
+  std::string out;
+  for (const char c : text.substr(0, most)) {
+    const auto byte = static_cast<unsigned char>(c);
+    if (byte < 0x20 || byte >= 0x7f)
+      out += fmt::format("\\x{:02x}", byte);
+    else if (c == '"' || c == '\\')
+      out.append({'\\', c});
+    else
+      out += c;
+  }
+  if (text.size() > most) out += "...";
+  return out;
+}
+
+std::string quoted(std::string_view text) {
+  return fmt::format("\"{}\"", printable(text, 64));
+}
+
+std::string_view nearest(std::string_view word, std::span<const std::string_view> known) {
+  constexpr std::size_t kLongest = 40;
+  if (word.empty() || word.size() > kLongest) return {};
+  std::string_view best;
+  std::size_t best_distance = std::max<std::size_t>(1, word.size() / 3) + 1;
+  for (const std::string_view candidate : known) {
+    const std::size_t found = distance(word, candidate);
+    if (found < best_distance) {
+      best = candidate;
+      best_distance = found;
+    }
+  }
+  return best;
+}
+
+std::optional<Complaint> check_label(std::string_view value) {
+  if (value.size() > 256) return complain("must be at most 256 bytes", value, "shorten it");
+  if (std::ranges::any_of(value, is_control))
+    return complain("must not hold control characters", value, "write printable characters");
+  return std::nullopt;
+}
+
+std::optional<Complaint> check_name(std::string_view value) {
+  if (value.empty()) return Complaint{"must not be empty", "write a name"};
+  return check_label(value);
+}
+
+std::optional<Complaint> check_path(std::string_view value) {
+  constexpr std::string_view kRemedy = "write the whole path, for example /var/lib/kvmscope/data.jsonl";
+  if (!value.starts_with('/')) return complain("must be an absolute path", value, kRemedy);
+  if (value.size() > 4000) return complain("must be at most 4000 bytes", value, "shorten it");
+  if (std::ranges::any_of(value, is_control))
+    return complain("must not hold control characters", value, kRemedy);
+  // A directory may be named with a slash at its end; a file that is called so by mistake is found when it is
+  // opened.
+  if (std::filesystem::path(value).lexically_normal().string() != value || value == "/")
+    return complain("must be a plain path, without \"..\", \".\" and double slashes", value, kRemedy);
+  return std::nullopt;
+}
+
+std::optional<Complaint> check_optional_path(std::string_view value) {
+  return value.empty() ? std::nullopt : check_path(value);
+}
+
+std::optional<Complaint> check_socket_path(std::string_view value) {
+  if (value.size() >= sizeof(sockaddr_un::sun_path))
+    return complain("must be at most 107 bytes, the kernel's limit for a socket", value,
+                    "write a shorter one, for example /run/kvmscope/control.sock");
+  return check_path(value);
+}
+
+std::optional<Complaint> check_libvirt_uri(std::string_view value) {
+  if (value.starts_with("qemu:///") || value.starts_with("qemu+unix:///")) return check_label(value);
+  return complain("must be this host's own QEMU driver", value, "write qemu:///system");
+}
+
+std::optional<Complaint> check_qemu_name(std::string_view value) {
+  const std::string_view stem = value.ends_with('*') ? value.substr(0, value.size() - 1) : value;
+  if (stem.empty() || stem.find_first_of("/*") != std::string_view::npos || value.size() > 63)
+    return complain("must be a file's name, with a '*' at its end at most", value,
+                    "write for example qemu-system-*");
+  return check_label(value);
+}
+
+std::optional<Complaint> check_uuid(std::string_view value) {
+  bool good = value.size() == 36;
+  for (std::size_t i = 0; good && i < value.size(); ++i)
+    good = i == 8 || i == 13 || i == 18 || i == 23 ? value[i] == '-' : is_hex(value[i]);
+  if (good) return std::nullopt;
+  return complain("must be a UUID", value, "write it as virsh domuuid prints it");
+}
+
+std::optional<Complaint> check_pattern(std::string_view value) {
+  if (value.empty()) return Complaint{"must not be empty", "write a name, or * for every VM"};
+  for (std::size_t i = 0; i < value.size(); ++i) {
+    if (value[i] == '\\') {
+      ++i;
+      continue;
+    }
+    if (value[i] != '[') continue;
+    std::size_t first = i + 1;
+    if (first < value.size() && (value[first] == '!' || value[first] == '^')) ++first;
+    // A ']' that comes first is a member.
+    const std::size_t end = value.find(']', first + 1);
+    if (first >= value.size() || end == std::string_view::npos)
+      return complain("has a '[' without its ']'", value, "close it, or write \\[ for the character itself");
+    i = end;
+  }
+  return check_label(value);
+}
+
+std::optional<Complaint> check_endpoint(std::string_view value) {
+  constexpr std::string_view kRemedy = "write for example collector.example:4317";
+  if (value.find("${") != std::string_view::npos)
+    return complain(
+        "must be the same for all tenants", value,
+        "write host:port, and give a tenant with a collector of its own an entry in tenants.overrides");
+  if (value.find("://") != std::string_view::npos)
+    return complain("must be host:port without a scheme", value,
+                    "write for example collector.example:4317; tls says whether it is https");
+  if (!split_endpoint(value)) return complain("must be host:port", value, kRemedy);
+  return std::nullopt;
+}
+
+std::optional<Complaint> check_host_name(std::string_view value) {
+  if (value.empty() || is_host(value)) return std::nullopt;
+  return complain("must be a host name", value, "write the name that the receiver's certificate carries");
+}
+
+std::optional<Complaint> check_header_name(std::string_view value) {
+  const bool good = !value.empty() && value.size() <= 128 && std::ranges::all_of(value, [](char c) {
+    return is_lower(c) || is_digit(c) || c == '-' || c == '_' || c == '.';
+  });
+  if (!good)
+    return complain("must be a header's name in lower case: letters, digits, '-', '_', '.'", value,
+                    "write for example x-tenant-id");
+  if (value == "authorization")
+    return Complaint{"secrets do not belong into this file",
+                     "put the token into a file and name it in token_file"};
+  if (value.ends_with("-bin"))
+    return complain("must not end in -bin, which gRPC keeps for binary values", value, "choose another name");
+  constexpr std::string_view kTaken[] = {"content-type", "content-length", "host",       "te",
+                                         "user-agent",   "connection",     "keep-alive", "transfer-encoding"};
+  if (value.starts_with("grpc-") || std::ranges::find(kTaken, value) != std::end(kTaken))
+    return complain("is set by the transport itself", value, "choose another name");
+  return std::nullopt;
+}
+
+std::optional<Complaint> check_header_value(std::string_view value) {
+  const bool good = value.size() <= 1024 &&
+                    std::ranges::all_of(value, [](char c) { return c >= 0x20 && c < 0x7f; }) &&
+                    !value.starts_with(' ') && !value.ends_with(' ');
+  if (!good)
+    return complain("must be at most 1024 printable ASCII characters, without spaces around", value,
+                    "write a plain word");
+  return check_variables(value);
+}
+
+std::optional<Complaint> check_variables(std::string_view value) {
+  for (std::size_t at = value.find("${"); at != std::string_view::npos; at = value.find("${", at + 1)) {
+    if (value.substr(at).starts_with(kTenantVariable)) continue;
+    const std::size_t end = value.find('}', at);
+    const std::string_view variable = value.substr(at, end == std::string_view::npos ? end : end - at + 1);
+    return complain("names an unknown variable", variable, "write ${tenant.id}, the only one there is");
+  }
+  return std::nullopt;
+}
+
+bool is_loopback(std::string_view endpoint) {
+  const auto parts = split_endpoint(endpoint);
+  if (!parts) return false;
+  if (parts->ipv6) return parts->host == "::1";
+  if (parts->host == "localhost") return true;
+  // 127.0.0.0/8 in numbers only: 127.evil.example is not loopback.
+  return parts->host.starts_with("127.") && std::ranges::count(parts->host, '.') == 3 &&
+         std::ranges::all_of(parts->host, [](char c) { return is_digit(c) || c == '.'; });
+}
+
+}  // namespace kvmscope::hostd

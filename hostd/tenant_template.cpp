@@ -1,0 +1,60 @@
+// SPDX-License-Identifier: Apache-2.0
+#include "hostd/tenant_template.h"
+
+#include <openssl/sha.h>
+
+#include <array>
+
+namespace kvmscope::hostd {
+namespace {
+
+constexpr std::size_t kLongest = 128;
+constexpr std::size_t kKept = kLongest - 1 - std::size_t{2} * SHA256_DIGEST_LENGTH;
+
+void append_hex(std::string& out, unsigned char byte, std::string_view digits) {
+  out += digits[byte >> 4];
+  out += digits[byte & 15];
+}
+
+bool stands_for_itself(char c) {
+  return (c >= 'a' && c <= 'z') || (c >= 'A' && c <= 'Z') || (c >= '0' && c <= '9') || c == '-' || c == '_';
+}
+
+std::string sha256_hex(std::string_view bytes) {
+  std::array<unsigned char, SHA256_DIGEST_LENGTH> digest{};
+  // char and unsigned char may alias.
+  SHA256(reinterpret_cast<const unsigned char*>(bytes.data()), bytes.size(), digest.data());
+  std::string hex;
+  for (const unsigned char byte : digest) append_hex(hex, byte, "0123456789abcdef");
+  return hex;
+}
+
+}  // namespace
+
+std::string escape_tenant(const core::TenantId& tenant) {
+  std::string word;
+  for (const char c : tenant.value) {
+    if (stands_for_itself(c)) {
+      word += c;
+    } else {
+      word += '%';
+      append_hex(word, static_cast<unsigned char>(c), "0123456789ABCDEF");
+    }
+  }
+  if (!word.empty() && word.size() <= kLongest) return word;
+  return word.substr(0, kKept) + "~" + sha256_hex(tenant.value);
+}
+
+std::string expand_tenant(std::string_view text, const core::TenantId& tenant) {
+  const std::string word = escape_tenant(tenant);
+  std::string out;
+  while (true) {
+    const std::size_t at = text.find(kTenantVariable);
+    out += text.substr(0, at);
+    if (at == std::string_view::npos) return out;
+    out += word;
+    text.remove_prefix(at + kTenantVariable.size());
+  }
+}
+
+}  // namespace kvmscope::hostd

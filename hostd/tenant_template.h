@@ -1,0 +1,23 @@
+// SPDX-License-Identifier: Apache-2.0
+#pragma once
+
+#include <string>
+#include <string_view>
+
+#include "hostd/core/ids.h"
+
+namespace kvmscope::hostd {
+
+/// What a tenant's id is called in templates.
+inline constexpr std::string_view kTenantVariable = "${tenant.id}";
+
+/// The id as one harmless word: letters, digits, '-' and '_' stand for themselves, every other byte is %XX;
+/// what would become longer than 128 bytes is cut and ends in '~' and its SHA-256. Injective, never empty, no
+/// '/', no '.', no control character: it cannot leave a directory, meet another tenant's rotated file, or end
+/// a header.
+std::string escape_tenant(const core::TenantId& tenant);
+
+/// `text` with every `${tenant.id}` replaced by the escaped id.
+std::string expand_tenant(std::string_view text, const core::TenantId& tenant);
+
+}  // namespace kvmscope::hostd
