@@ -61,7 +61,10 @@ def _succeeds(*args):
 
 
 class Filesystem:
-    """An ext4 of its own on a loop device: several images on one disk, and nobody else's traffic."""
+    """An ext4 of its own on a loop device: several images on one disk, and nobody else's traffic.
+
+    Make it before the guests: QEMU lives in a mount namespace of its own and does not see later mounts.
+    """
 
     def __init__(self, resources, name, size_mib=512):
         backing = resources.folder / (name + ".ext4")
