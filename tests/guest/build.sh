@@ -1,12 +1,15 @@
 #!/bin/sh
 # SPDX-License-Identifier: Apache-2.0
-# build.sh CACHE: makes CACHE/guest-<hash>/{vmlinuz,initrd}: Debian's cloud kernel, virtio modules, busybox, vmio.
+# build.sh CACHE | --key: makes CACHE/guest-<hash>/{vmlinuz,initrd}: Debian's cloud kernel, virtio modules, busybox, vmio.
 # The kernel package is unpacked, never installed. Nothing is done if the image is there; prints its folder.
+# --key: prints only the hash.
 set -eu
-cache=$1
 here=$(dirname "$(readlink -f "$0")")
+key=$(cat "$here/build.sh" "$here/init" "$here/vmio.c" | sha256sum | cut -c1-16)
+[ "$1" = --key ] && { echo "$key"; exit; }
+cache=$1
 modules='virtio_ring virtio virtio_pci_modern_dev virtio_pci_legacy_dev virtio_pci virtio_blk failover net_failover virtio_net'
-out=$cache/guest-$(cat "$here/build.sh" "$here/init" "$here/vmio.c" | sha256sum | cut -c1-16)
+out=$cache/guest-$key
 if [ ! -f "$out/initrd" ]; then
   work=$(mktemp -d "$cache/guest-build.XXXXXX")
   trap 'rm -rf "$work"' EXIT

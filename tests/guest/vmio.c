@@ -2,7 +2,8 @@
 // vmio: exactly so much direct I/O, and a line of JSON that says what was really issued.
 //   vmio DEV read|write|readwrite|discard COUNT SIZE [depth=1] [order=seq|rand] [start=BYTES] [span=BYTES]
 //        [flush_every=N] [seconds=S] [pause_us=U]
-// COUNT 0 with seconds=S goes on until the time is over. depth > 1 keeps that many in flight (kernel AIO, O_DIRECT).
+// COUNT 0 with seconds=S goes on until the time is over. depth > 1 keeps that many in flight (kernel AIO,
+// O_DIRECT).
 #define _GNU_SOURCE
 #include <errno.h>
 #include <fcntl.h>
@@ -43,8 +44,8 @@ static void die(const char* what) {
   exit(2);
 }
 
-// Where request number n goes. Random order visits every second block of a window before any twice (an odd stride over
-// a power of two), so that no two requests in flight are neighbours that a scheduler could merge.
+// Where request number n goes. Random order visits every second block of a window before any twice (an odd
+// stride over a power of two), so that no two requests in flight are neighbours that a scheduler could merge.
 static uint64_t place(const struct options* o, uint64_t n) {
   uint64_t blocks = o->span / o->size;
   if (!o->random) return o->start + (n % blocks) * o->size;
@@ -138,39 +139,54 @@ int main(int argc, char** argv) {
     fprintf(stderr, "usage: vmio DEV read|write|readwrite|discard COUNT SIZE [key=value ...]\n");
     return 2;
   }
-  struct options o = {.device = argv[1], .op = argv[2], .count = number(argv[3]), .size = number(argv[4]), .depth = 1};
+  struct options o = {
+      .device = argv[1], .op = argv[2], .count = number(argv[3]), .size = number(argv[4]), .depth = 1};
   for (int i = 5; i < argc; i++) {
     char* value = strchr(argv[i], '=');
     if (!value) return fprintf(stderr, "vmio: %s is not key=value\n", argv[i]), 2;
     *value++ = 0;
-    if (strcmp(argv[i], "depth") == 0) o.depth = number(value);
-    else if (strcmp(argv[i], "order") == 0) o.random = strcmp(value, "rand") == 0;
-    else if (strcmp(argv[i], "start") == 0) o.start = number(value);
-    else if (strcmp(argv[i], "span") == 0) o.span = number(value);
-    else if (strcmp(argv[i], "flush_every") == 0) o.flush_every = number(value);
-    else if (strcmp(argv[i], "seconds") == 0) o.seconds = number(value);
-    else if (strcmp(argv[i], "pause_us") == 0) o.pause_us = number(value);
-    else return fprintf(stderr, "vmio: unknown option %s\n", argv[i]), 2;
+    if (strcmp(argv[i], "depth") == 0)
+      o.depth = number(value);
+    else if (strcmp(argv[i], "order") == 0)
+      o.random = strcmp(value, "rand") == 0;
+    else if (strcmp(argv[i], "start") == 0)
+      o.start = number(value);
+    else if (strcmp(argv[i], "span") == 0)
+      o.span = number(value);
+    else if (strcmp(argv[i], "flush_every") == 0)
+      o.flush_every = number(value);
+    else if (strcmp(argv[i], "seconds") == 0)
+      o.seconds = number(value);
+    else if (strcmp(argv[i], "pause_us") == 0)
+      o.pause_us = number(value);
+    else
+      return fprintf(stderr, "vmio: unknown option %s\n", argv[i]), 2;
   }
   const int fd = open(o.device, O_RDWR | O_DIRECT | O_CLOEXEC);
   if (fd < 0) die(o.device);
   const uint64_t device_size = (uint64_t)lseek(fd, 0, SEEK_END);
   if (o.span == 0) o.span = device_size - o.start;
-  if (o.depth < 1 || o.depth > kMaxDepth || o.size == 0 || o.span < o.size * 4 || o.start + o.span > device_size ||
-      (o.count == 0 && o.seconds == 0)) {
-    return fprintf(stderr, "vmio: impossible request (device of %llu bytes)\n", (unsigned long long)device_size), 2;
+  if (o.depth < 1 || o.depth > kMaxDepth || o.size == 0 || o.span < o.size * 4 ||
+      o.start + o.span > device_size || (o.count == 0 && o.seconds == 0)) {
+    return fprintf(stderr, "vmio: impossible request (device of %llu bytes)\n",
+                   (unsigned long long)device_size),
+           2;
   }
 
   struct tally t = {0};
   const double begin = now();
-  if (strcmp(o.op, "discard") == 0) discard(fd, &o, &t);
-  else transfer(fd, &o, &t);
-  printf("{\"reads\": %llu, \"writes\": %llu, \"flushes\": %llu, \"discards\": %llu, \"read_bytes\": %llu, "
-         "\"write_bytes\": %llu, \"discard_bytes\": %llu, \"read_errors\": %llu, \"write_errors\": %llu, "
-         "\"flush_errors\": %llu, \"discard_errors\": %llu, \"seconds\": %.6f}\n",
-         (unsigned long long)t.reads, (unsigned long long)t.writes, (unsigned long long)t.flushes,
-         (unsigned long long)t.discards, (unsigned long long)t.read_bytes, (unsigned long long)t.write_bytes,
-         (unsigned long long)t.discard_bytes, (unsigned long long)t.read_errors, (unsigned long long)t.write_errors,
-         (unsigned long long)t.flush_errors, (unsigned long long)t.discard_errors, now() - begin);
+  if (strcmp(o.op, "discard") == 0)
+    discard(fd, &o, &t);
+  else
+    transfer(fd, &o, &t);
+  printf(
+      "{\"reads\": %llu, \"writes\": %llu, \"flushes\": %llu, \"discards\": %llu, \"read_bytes\": %llu, "
+      "\"write_bytes\": %llu, \"discard_bytes\": %llu, \"read_errors\": %llu, \"write_errors\": %llu, "
+      "\"flush_errors\": %llu, \"discard_errors\": %llu, \"seconds\": %.6f}\n",
+      (unsigned long long)t.reads, (unsigned long long)t.writes, (unsigned long long)t.flushes,
+      (unsigned long long)t.discards, (unsigned long long)t.read_bytes, (unsigned long long)t.write_bytes,
+      (unsigned long long)t.discard_bytes, (unsigned long long)t.read_errors,
+      (unsigned long long)t.write_errors, (unsigned long long)t.flush_errors,
+      (unsigned long long)t.discard_errors, now() - begin);
   return 0;
 }
