@@ -59,7 +59,9 @@ def main(build, cache, jobs):
 
     def check(item):
         source, mark = item
-        done = subprocess.run([TIDY, "--quiet", "-p", build, source], capture_output=True, text=True, check=False)
+        # Catch2's REQUIRE(a == b) is a chained comparison to the check.
+        extra = ["--checks=-bugprone-chained-comparison"] if source.is_relative_to(ROOT / "tests") else []
+        done = subprocess.run([TIDY, "--quiet", *extra, "-p", build, source], capture_output=True, text=True, check=False)
         if done.returncode == 0 and mark is not None:
             mark.touch()
         return source, done

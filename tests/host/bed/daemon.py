@@ -32,9 +32,12 @@ def default_config(folder, interval="1s"):
 
 
 def merged(base, changes):
-    """base with changes laid over it, key by key."""
+    """base with changes laid over it, key by key; None removes a key."""
     result = dict(base)
     for key, value in changes.items():
+        if value is None:
+            result.pop(key, None)
+            continue
         both = isinstance(value, dict) and isinstance(result.get(key), dict)
         result[key] = merged(result[key], value) if both else value
     return result

@@ -254,3 +254,17 @@ class Domain:
             self._console.close()
             self._console = None
             self.libvirt.virsh("destroy", self.name, check=False)
+
+
+def foreign_qemus(domains):
+    """QEMU processes on this host that are none of these domains': other sessions' guests."""
+    ours = {domain.pid() for domain in domains}
+    found = []
+    for entry in filter(str.isdigit, os.listdir("/proc")):
+        try:
+            name = open(f"/proc/{entry}/comm").read()
+        except OSError:
+            continue  # gone meanwhile
+        if name.startswith("qemu-system") and int(entry) not in ours:
+            found.append(int(entry))
+    return found

@@ -224,3 +224,21 @@ def difference(before, after, metric, **selection):
     if isinstance(later, Histogram):
         return later - earlier if isinstance(earlier, Histogram) else later
     return later - earlier
+
+
+def grown(before, after):
+    """What changed between two vm_totals()."""
+    keys = before.keys() | after.keys()
+    changes = {key: after.get(key, 0) - before.get(key, 0) for key in keys}
+    return {key: change for key, change in changes.items() if change}
+
+
+def expected(domain, tenant, device, **by_direction):
+    """vm_totals() of one disk: expected(..., read=(operations, bytes), flush=(3, 0))."""
+    result = {}
+    for direction, (operations, size_bytes) in by_direction.items():
+        labels = (("disk.device", device), ("disk.io.direction", direction))
+        for metric, value in ((OPERATIONS, operations), (IO, size_bytes)):
+            if value:
+                result[(tenant, domain.uuid, metric, labels)] = value
+    return result
