@@ -33,20 +33,19 @@ def write_token(folder, tenant, token):
     path.write_text(token + "\n", encoding="ascii")
 
 
-def grpc_config(receiver, folder, **changes):
+def grpc_config(receiver, folder):
     stream = {"exporter": "otlp_grpc", "endpoint": receiver.endpoint, "tls": {"ca_file": str(receiver.ca)},
               "token_file": str(folder / "${tenant.id}.token"), "timeout": "2s",
               "backoff": {"min": "100ms", "max": "500ms"}}
-    return {"tenants": {"default": {"path": None, **stream, **changes}}}
+    return {"tenants": {"default": {"path": None, **stream}}}
 
 
 @pytest.fixture
-def start(bed, receiver, start_hostd, tmp_path):
-    def begin(tokens, **changes):
+def start(bed, receiver, start_hostd):
+    def begin(tokens):
         for tenant, token in tokens.items():
-            write_token(tmp_path, tenant, token)
-        config = grpc_config(receiver, tmp_path, **changes)
-        return start_hostd(config)
+            write_token(bed.folder, tenant, token)
+        return start_hostd(grpc_config(receiver, bed.folder))
     return begin
 
 
@@ -76,7 +75,7 @@ def test_each_tenant_gets_its_own_over_its_own_connection(guests, receiver, star
     assert not receiver.refused
 
 
-def test_a_wrong_token_is_refused_counted_and_healed(guests, receiver, start, tmp_path):
+def test_a_wrong_token_is_refused_counted_and_healed(bed, guests, receiver, start):
     daemon = start({**TENANTS, "tenant-b": "secret-of-a"})
     b = guests["tenant-b"]
     b.vmio("vda", "write", 50)
@@ -85,7 +84,7 @@ def test_a_wrong_token_is_refused_counted_and_healed(guests, receiver, start, tm
         "kvmscope.stream.auth.failures") else None)(export_of(daemon.operator_path())))
     assert operators.total("kvmscope.stream.auth.failures") >= 1
     assert receiver.tenants["tenant-a"].arrivals and not receiver.tenants["tenant-b"].arrivals
-    write_token(tmp_path, "tenant-b", TENANTS["tenant-b"])
+    write_token(bed.folder, "tenant-b", TENANTS["tenant-b"])
     wait_for("b's data after its token was mended", lambda: receiver.tenants["tenant-b"].arrivals, 20)
     settled(daemon.operator_path())
     assert daemon.stop() == 0

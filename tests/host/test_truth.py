@@ -92,14 +92,16 @@ def test_two_tenants_at_depth_64_on_one_disk(guests, hostd, device_a, device_b):
 
 def test_flushes_and_discards(guests, hostd):
     a, _ = guests
-    if hostd.hook == "getrq":
-        return  # a flush without a bio has no identity there: facts/tracing.md
     before = settled(hostd.operator_path())
     a.vmio("vdd", "write", 100, flush_every=10)
     a.vmio("vdd", "discard", 4, "1M")
     after = settled(hostd.operator_path())
+    # Without io_start a flush has no bio to find its submitter by: it may be missing, but is nobody else's.
+    flushes = 10 if hostd.hook == "auto" else difference(
+        before, after, OPERATIONS, vm=a.uuid, device="vdd", direction="flush")
+    assert 0 <= flushes <= 10
     assert grown(totals(before, guests), totals(after, guests)) == expected(
-        a, "tenant-a", "vdd", write=(100, 100 * 4096), flush=(10, 0), discard=(4, 4 << 20))
+        a, "tenant-a", "vdd", write=(100, 100 * 4096), flush=(flushes, 0), discard=(4, 4 << 20))
 
 
 def test_a_tenants_stream_names_nobody_else(guests, hostd):
