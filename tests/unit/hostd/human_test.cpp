@@ -12,7 +12,7 @@ TEST_CASE("Rates for people") {
   CHECK(human_rate(9.96) == "10");
   CHECK(human_rate(12.3) == "12");
   CHECK(human_rate(999) == "999");
-  CHECK(human_rate(999.97) == "1.0k");
+  CHECK(human_rate(999.5) == "1.0k");
   CHECK(human_rate(1'234) == "1.2k");
   CHECK(human_rate(123'456) == "123.5k");
   CHECK(human_rate(3'400'000) == "3.4M");
