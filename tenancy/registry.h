@@ -61,14 +61,20 @@ enum class EpochState {
 };
 
 struct Epoch {
-  core::EpochId id;                   ///< empty while unnamed (opaque, deterministic, see epoch_id())
+  /// The registry's own number, never reused: the one key that neither naming nor retirement changes.
+  std::uint64_t serial = 0;
+  core::EpochId id;                   ///< empty while unnamed or over quota (opaque, deterministic, see epoch_id())
+  /// As what the operator saw it while it was unattributed; that series ends, its counts are all in `id`'s.
+  core::EpochId former_id;
   EpochState state = EpochState::unnamed;
   core::TenantId tenant;              ///< empty unless an owner is known
   std::uint32_t tenant_index = 0;     ///< in the kernel's ring table; 0 until attributed
-  core::SlotIdentity slot;            ///< slot 0: holds none (over quota, closed)
+  /// Where it counts, or last counted while draining (the slot may be retired then); slot 0: over quota, closed.
+  core::SlotIdentity slot;
   core::ProcessKey process;
   std::optional<core::VmFacts> facts; ///< absent while unnamed
   std::string tenancy_source;         ///< nova, own_metadata, rule; empty without an owner
+  bool owner_vanished = false;        ///< no source names the owner any more; it stays
   std::string comm;
   /// When counting began: max(QEMU start, slot given), wall clock. Start time of its cumulative series.
   std::uint64_t start_unix_ns = 0;
@@ -83,7 +89,8 @@ struct ProcessHint {
   bool in_container = false;
 };
 
-// What the registry wants done to the kernel side. The caller carries each out and reports back where it says so.
+// What the registry wants done to the kernel side. The caller carries each out and reports back where it says so. Actions
+// of all calls form one queue: what an answer returns is appended, never carried out before what was returned earlier.
 struct InstallSpare { core::SlotIdentity identity; std::uint16_t disks; };   ///< then on_installed() or on_install_failed()
 struct Claim { core::ProcessKey process; };                                  ///< then on_claimed() or on_claim_failed()
 struct Rebind { core::ProcessKey process; };                                 ///< then on_rebound() or on_claim_failed()
@@ -95,9 +102,9 @@ struct RemoveTenant { std::uint32_t index; };
 struct SetTenant { core::SlotIdentity identity; std::uint32_t index; };
 struct Unbind { core::ProcessKey process; };                                 ///< the process is foreign from now on
 struct Retire { core::SlotIdentity identity; };                              ///< then on_retired()
-/// Nothing of this slot is anybody's (a capability probe, a QEMU in a container): drop it, then on_retired().
+/// Nothing of this slot is anybody's (a capability probe, a QEMU in a container): Unbind and Retire it at once and drop
+/// what it counted, then on_retired(). No epoch answers to the slot any more.
 struct Discard { core::SlotIdentity identity; core::ProcessKey process; };
-/// The epoch may be forgotten by its streams' bookkeeping: it has ended and was never anybody's.
 using Action = std::variant<InstallSpare, Claim, Rebind, BindTasks, NumberDisks, Grow, AddTenant, RemoveTenant,
                             SetTenant, Unbind, Retire, Discard>;
 using Actions = std::vector<Action>;
@@ -111,15 +118,15 @@ struct Now {
 
 /// Counts for self-metrics and coverage.
 struct RegistryStats {
-  std::uint32_t slots_total = 0;
+  std::uint32_t slots_total = 0;          ///< without the host's
   std::uint32_t slots_in_use = 0;
   std::uint32_t slots_spare = 0;
   std::uint32_t slots_retiring = 0;
-  std::uint64_t probes_discarded = 0;
+  std::uint64_t probes_discarded = 0;     ///< ever, as all below
   std::uint64_t containers_discarded = 0;
-  std::uint64_t unattributed_epochs = 0;  ///< ever
+  std::uint64_t unattributed_epochs = 0;
   std::uint64_t claims_failed = 0;
-  std::uint64_t over_quota = 0;
+  std::uint64_t over_quota = 0;           ///< times a VM was not traced for its tenant's quota
 };
 
 /// Who owns what: VM epochs, slots, tenants, quotas. Pure logic: no clock, no I/O, no threads. Events go in, actions
@@ -150,13 +157,16 @@ class Registry {
 
   // --- from the clock, the configuration, the streams
   Actions tick(const Now& now);
+  /// Takes effect at once, but for what is fixed when the kernel side is set up (boot_id, max_slots, max_tenants) and a
+  /// tenant's ring_bytes, which hold from its ring's next making.
   Actions reconfigure(RegistryConfig config, const Now& now);
-  /// The streams have the closed epoch's last values: it is forgotten.
+  /// The streams have the closed epoch's last values: it is forgotten. Any other epoch stays.
   void forget(const core::EpochId& id);
 
   // --- queries; pointers hold until the next non-const call
   std::vector<const Epoch*> epochs() const;
   const Epoch* by_slot(core::SlotIdentity identity) const;
+  /// The epoch that the process's work counts in, or did last; over quota: the one that says so.
   const Epoch* by_process(core::ProcessKey process) const;
   const Epoch* by_id(const core::EpochId& id) const;
   RegistryStats stats() const;
@@ -169,8 +179,8 @@ class Registry {
 };
 
 /// service.instance.id: hex of a SHA-256 prefix over boot id, VM UUID, QEMU start and owner; the same whoever computes it,
-/// and tells a tenant nothing about the host.
+/// and tells a tenant nothing about the host. `nth` counts the process's earlier epochs in this owner's hands.
 core::EpochId epoch_id(const std::string& boot_id, const core::VmUuid& uuid, core::ProcessKey process,
-                       const core::TenantId& tenant);
+                       const core::TenantId& tenant, std::uint32_t nth = 0);
 
 }  // namespace kvmscope::tenancy

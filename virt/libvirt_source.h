@@ -26,7 +26,8 @@ struct VmGone {
   core::ProcessKey process;
 };
 
-/// A running domain that could not be described: no QEMU process found, XML that cannot be read. For coverage.
+/// A running domain that could not be described: no QEMU process found, XML that cannot be read. For
+/// coverage.
 struct VmProblem {
   core::VmUuid uuid;
   std::string name;
@@ -40,9 +41,10 @@ struct ConnectionState {
 
 /// Domains of one libvirt, for as long as the object lives.
 ///
-/// Threads: libvirt's event loop and the blocking calls run on the source's own threads; every callback is posted to
-/// Options::executor as a plain value. Nothing here ever blocks the caller. Events missed while the connection was
-/// down are made up by a relist: a domain that went meanwhile yields VmGone, one that was replaced VmGone and VmSeen.
+/// Threads: libvirt's event loop and the blocking calls run on the source's own threads; every callback is
+/// posted to Options::executor as a plain value. Nothing here ever blocks the caller. Events missed while the
+/// connection was down are made up by a relist: a domain that went meanwhile yields VmGone, one that was
+/// replaced VmGone and VmSeen.
 class LibvirtSource {
  public:
   struct Options {
@@ -50,9 +52,9 @@ class LibvirtSource {
     std::string uri = "qemu:///system";
     std::string proc_root = "/proc";
     std::string cgroup_root;  ///< mount point of the unified hierarchy; empty: found in /proc/self/mountinfo
-    std::string run_dir = "/run/libvirt/qemu";  ///< where libvirt keeps its pid files
-    std::chrono::milliseconds rescan_interval{10'000};   ///< full relist, against lost events
-    std::chrono::milliseconds cgroup_interval{1'000};    ///< look for new descendants of known scopes
+    std::string run_dir = "/run/libvirt/qemu";          ///< where libvirt keeps its pid files
+    std::chrono::milliseconds rescan_interval{10'000};  ///< full relist, against lost events
+    std::chrono::milliseconds cgroup_interval{1'000};   ///< look for new descendants of known scopes
     std::chrono::milliseconds call_deadline{5'000};
     std::chrono::milliseconds reconnect_min{250};
     std::chrono::milliseconds reconnect_max{15'000};
@@ -66,10 +68,11 @@ class LibvirtSource {
     std::function<void(std::vector<core::VmUuid>)> on_listed;
   };
 
-  /// Starts the threads; connecting goes on in the background, for ever. Only one source may live in a process at a
-  /// time (libvirt has one default event loop).
+  /// Starts the threads; connecting goes on in the background, for ever. Only one source may live in a
+  /// process at a time (libvirt has one default event loop).
   static core::Result<std::unique_ptr<LibvirtSource>> start(Options options);
-  /// Stops and joins within the call deadline; a call that libvirtd never answers is abandoned, not waited for.
+  /// Stops and joins within the call deadline; a call that libvirtd never answers is abandoned, not waited
+  /// for.
   ~LibvirtSource();
 
   /// Ask for a relist now.
@@ -81,12 +84,13 @@ class LibvirtSource {
   std::shared_ptr<Impl> impl_;
 };
 
-/// What /proc says about a QEMU process: enough to tell a VM from libvirt's capability probe before libvirt speaks.
+/// What /proc says about a QEMU process: enough to tell a VM from libvirt's capability probe before libvirt
+/// speaks.
 struct QemuProcess {
   core::ProcessKey process;
   std::string comm;
-  core::VmUuid uuid;         ///< from -uuid on its command line; empty if there is none
-  std::string guest_name;    ///< from -name guest=...; empty if there is none
+  core::VmUuid uuid;              ///< from -uuid on its command line; empty if there is none
+  std::string guest_name;         ///< from -name guest=...; empty if there is none
   bool capability_probe = false;  ///< -machine none
   bool in_container = false;      ///< in another pid namespace than ours
   std::string cgroup_path;        ///< unified hierarchy

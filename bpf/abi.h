@@ -1,0 +1,285 @@
+/* SPDX-License-Identifier: GPL-2.0-only OR Apache-2.0 */
+/* What the programs and the daemon share: layouts, numbers, and the two pure functions (bucket, disk key)
+ * that must be the same on both sides. Fixed widths, explicit padding; tests/bpf checks the layouts against
+ * the object's BTF. */
+#ifndef KVMSCOPE_BPF_ABI_H
+#define KVMSCOPE_BPF_ABI_H
+
+#include <linux/types.h>
+
+#ifdef __cplusplus
+#define KV_ASSERT(condition) static_assert(condition, #condition)
+#else
+#define KV_ASSERT(condition) _Static_assert(condition, #condition)
+#endif
+#define KV_INLINE static inline __attribute__((always_inline, unused))
+
+enum kv_limits {
+  KV_MAX_DISKS = 32, /* disks with a number of their own in one slot; further ones get this number: "other" */
+  KV_QUEUES = 1024,  /* request queues known at a time, by id (a power of 2) */
+  KV_VERSIONS = 4096, /* identity versions, by tgid (a power of 2) */
+  KV_TGIDS = 1 << 22, /* PID_MAX_LIMIT */
+  KV_NAMES = 8,       /* names of QEMU binaries */
+  KV_NAME_BYTES = 32, /* of one such name */
+  KV_COMM_BYTES = 16, /* TASK_COMM_LEN */
+  KV_BUCKETS = 108,   /* of a histogram */
+  KV_CHAIN = 256,     /* bios of one request that are looked at */
+};
+
+/* Kinds of series, an index into every header. bpf/catalogue.cpp gives them their names outside. */
+enum kv_kind {
+  KV_DISK_STORAGE = 0,          /* counter by op: requests, bytes */
+  KV_DISK_ERRORS = 1,           /* counter by op x error: failed requests */
+  KV_DISK_STORAGE_DURATION = 2, /* histogram by op: first issue to completion */
+  KV_DISK_QUEUE_DURATION = 3,   /* histogram by op: start to first issue */
+  KV_KINDS = 4,
+};
+
+enum kv_op { KV_READ, KV_WRITE, KV_FLUSH, KV_DISCARD, KV_OPS };
+
+enum kv_error {
+  KV_ERROR_IO,
+  KV_ERROR_TIMEOUT,
+  KV_ERROR_NOSPC,
+  KV_ERROR_MEDIUM,
+  KV_ERROR_TRANSPORT,
+  KV_ERROR_TARGET,
+  KV_ERROR_NOTSUPP,
+  KV_ERROR_OTHER,
+  KV_ERRORS,
+};
+
+/* What the programs count about themselves. */
+enum kv_stat {
+  KV_STAT_LATE,           /* completions of a tenancy of the slot that is over */
+  KV_STAT_UNATTRIBUTED,   /* requests of a marked process that belongs to no slot: counted in the host's */
+  KV_STAT_NO_SPARE,       /* QEMU processes that found the pool of slots empty */
+  KV_STAT_CARRY_FULL,     /* requests that found no place to be remembered: not counted */
+  KV_STAT_BIO_FULL,       /* bios (merged, or of devices without requests) that found no place: not counted */
+  KV_STAT_STORAGE_FAILED, /* identities that could not be kept with the task: resolved again each time */
+  KV_STAT_NOT_A_DISK,     /* a VM process's own file reads (binary, libraries): counted nowhere else */
+  KV_STAT_OTHER_DEVICE,   /* requests on a disk beyond KV_MAX_DISKS */
+  KV_STAT_STALE,          /* remembered requests whose completion was never seen */
+  KV_STAT_FOREIGN_MERGED, /* bytes of others in a VM's merged request: not the VM's */
+  KV_STAT_LONG_CHAIN,     /* merged requests of more than KV_CHAIN bios: the rest was not counted */
+  KV_STAT_MAP_ERROR,      /* any other update of a map that failed */
+  KV_STATS,
+};
+
+/* A tenancy of a slot. Generation 0 is never valid. */
+struct kv_identity {
+  __u32 slot;
+  __u32 generation;
+};
+KV_ASSERT(sizeof(struct kv_identity) == 8);
+
+/* Header of an inner map, one for each kind: where its cells begin and what split them. */
+struct kv_header {
+  __u32 generation;
+  __u32 base;
+  __u16 devs;
+  __u16 subs;
+  __u32 incarnation;
+};
+KV_ASSERT(sizeof(struct kv_header) == 16);
+
+/* A value of a counters map: the first KV_KINDS are headers. */
+struct kv_counter {
+  __u64 count;
+  __u64 sum;
+};
+KV_ASSERT(sizeof(struct kv_counter) == sizeof(struct kv_header));
+
+/* A value of a histograms map: the first one holds the headers. */
+struct kv_histogram {
+  __u64 sum_ns;
+  __u64 counts[1 + KV_BUCKETS]; /* [0] is zero, [1 + i] bucket i */
+  __u64 pad[2];
+};
+KV_ASSERT(sizeof(struct kv_histogram) == 896);
+KV_ASSERT(sizeof(struct kv_histogram) >= KV_KINDS * sizeof(struct kv_header));
+
+/* What a slot's programs need beside its maps. In force only for this generation. */
+struct kv_slot_info {
+  __u32 generation;
+  __u32 tenant;
+  __u32 listed; /* bit dev: the daemon knows this disk by name; the others were numbered at first sight */
+  __u32 pad;
+  __u64 disk_keys[KV_MAX_DISKS]; /* index = dev; 0 = free; claimed by compare-and-swap from both sides */
+};
+KV_ASSERT(sizeof(struct kv_slot_info) == 272);
+
+struct kv_process_key {
+  __u32 tgid;
+  __u32 pad;
+  __u64 start_ticks; /* 10 ms since boot, as in /proc/PID/stat */
+};
+KV_ASSERT(sizeof(struct kv_process_key) == 16);
+
+enum kv_process_flags {
+  KV_PROCESS_FOLLOWS =
+      1, /* belongs to the slot of another process: its child, or a helper bound by the daemon */
+  KV_PROCESS_CHILD = 2, /* a forked child: leaves the slot when it executes something else */
+};
+
+struct kv_process {
+  struct kv_identity id;
+  __u32 flags;
+  __u32 pad;
+};
+KV_ASSERT(sizeof(struct kv_process) == 16);
+
+/* Kept with each task of a VM: its identity as resolved at `version`. */
+struct kv_task {
+  struct kv_identity id;
+  __u32 version;
+  __u32 pad;
+};
+KV_ASSERT(sizeof(struct kv_task) == 16);
+
+enum kv_carry_flags {
+  KV_CARRY_PARTIAL = 1, /* a part has completed: first bio, sector and length have moved on */
+  KV_CARRY_GROWN = 2,   /* other bios were merged in: walk the chain */
+  KV_CARRY_FAILED = 4,  /* the error is counted */
+};
+
+/* A request under way: one cache line. */
+struct kv_carry {
+  __u64 rq; /* the request's address, 0 = free */
+  __u64 start_ns;
+  __u64 issue_ns; /* first issue; 0 = not yet */
+  struct kv_identity id;
+  __u64 bio; /* the one it was made for */
+  __u64 sector;
+  __u32 length;
+  __u16 dev;
+  __u8 op;
+  __u8 flags;
+  __u64 bytes; /* completed well so far */
+};
+KV_ASSERT(sizeof(struct kv_carry) == 64);
+
+/* A bio under way that no carry stands for: merged into a request, waiting for one (getrq), or on a device
+ * without requests. */
+struct kv_bio {
+  __u64 start_ns;
+  struct kv_identity id;
+  __u64 sector;
+  __u32 length;
+  __u16 dev;
+  __u8 op;
+  __u8 pad;
+};
+KV_ASSERT(sizeof(struct kv_bio) == 32);
+
+enum kv_queue_state { KV_QUEUE_FREE, KV_QUEUE_BUSY, KV_QUEUE_READY, KV_QUEUE_NO_ROOM };
+
+/* A request queue and its region of carries: [base, base + hctxs * depth). */
+struct kv_queue {
+  __u64 queue; /* its address */
+  __u32 state;
+  __u32 base;
+  __u32 depth;
+  __u32 hctxs;
+  __u32 size; /* of the region, that a later queue of this id takes over if it fits */
+  __u32 pad;
+};
+KV_ASSERT(sizeof(struct kv_queue) == 32);
+
+/* A name to compare in four words: matches if (name ^ text) & mask is 0. An unused one has no mask and is
+ * skipped. */
+struct kv_name {
+  __u64 text[KV_NAME_BYTES / 8];
+  __u64 mask[KV_NAME_BYTES / 8];
+};
+KV_ASSERT(sizeof(struct kv_name) == 64);
+
+enum kv_event_type {
+  KV_EVENT_CLAIMED = 1,
+  KV_EVENT_EXITED = 2,
+  KV_EVENT_NO_SPARE = 3,
+  KV_EVENT_IO_ERROR = 4
+};
+
+/* Records of the rings. */
+struct kv_event_process {
+  __u32 type;
+  __u32 pad;
+  struct kv_process_key process;
+  struct kv_identity id;
+  char comm[KV_COMM_BYTES];
+};
+KV_ASSERT(sizeof(struct kv_event_process) == 48);
+
+struct kv_event_io_error {
+  __u32 type;
+  __u32 bytes;
+  struct kv_identity id;
+  __u64 sector;
+  __u64 monotonic_ns;
+  __u16 dev;
+  __u16 sub;
+  __u32 pad;
+};
+KV_ASSERT(sizeof(struct kv_event_io_error) == 40);
+
+/* Upper ends of the buckets at OTLP scale 2 in seconds, in ns: floor(1e9 * 2^((k - 80) / 4)). A whole number
+ * of ns exceeds the true bound exactly if it exceeds its floor. tests/unit/bpf proves each one in integers.
+ */
+static const __u64 kv_bounds[KV_BUCKETS + 1] = {
+    953ULL,          1134ULL,        1348ULL,        1603ULL,        1907ULL,        2268ULL,
+    2697ULL,         3207ULL,        3814ULL,        4536ULL,        5394ULL,        6415ULL,
+    7629ULL,         9072ULL,        10789ULL,       12831ULL,       15258ULL,       18145ULL,
+    21579ULL,        25662ULL,       30517ULL,       36291ULL,       43158ULL,       51324ULL,
+    61035ULL,        72583ULL,       86316ULL,       102648ULL,      122070ULL,      145166ULL,
+    172633ULL,       205296ULL,      244140ULL,      290333ULL,      345266ULL,      410593ULL,
+    488281ULL,       580667ULL,      690533ULL,      821187ULL,      976562ULL,      1161335ULL,
+    1381067ULL,      1642375ULL,     1953125ULL,     2322670ULL,     2762135ULL,     3284751ULL,
+    3906250ULL,      4645340ULL,     5524271ULL,     6569503ULL,     7812500ULL,     9290680ULL,
+    11048543ULL,     13139006ULL,    15625000ULL,    18581361ULL,    22097086ULL,    26278012ULL,
+    31250000ULL,     37162722ULL,    44194173ULL,    52556025ULL,    62500000ULL,    74325444ULL,
+    88388347ULL,     105112051ULL,   125000000ULL,   148650889ULL,   176776695ULL,   210224103ULL,
+    250000000ULL,    297301778ULL,   353553390ULL,   420448207ULL,   500000000ULL,   594603557ULL,
+    707106781ULL,    840896415ULL,   1000000000ULL,  1189207115ULL,  1414213562ULL,  1681792830ULL,
+    2000000000ULL,   2378414230ULL,  2828427124ULL,  3363585661ULL,  4000000000ULL,  4756828460ULL,
+    5656854249ULL,   6727171322ULL,  8000000000ULL,  9513656920ULL,  11313708498ULL, 13454342644ULL,
+    16000000000ULL,  19027313840ULL, 22627416997ULL, 26908685288ULL, 32000000000ULL, 38054627680ULL,
+    45254833995ULL,  53817370576ULL, 64000000000ULL, 76109255360ULL, 90509667991ULL, 107634741152ULL,
+    128000000000ULL,
+};
+
+/* Index into kv_histogram.counts: 0 up to 2^-20 s; 1 + i for (2^((i-80)/4) s, 2^((i-79)/4) s]; the last for
+ * more. */
+KV_INLINE __u32 kv_bucket(__u64 ns) {
+  __u64 rest = ns;
+  __u32 octave = 0;
+  __u32 first;
+
+  if (ns < 1024) return ns > kv_bounds[0];
+  if (ns > kv_bounds[KV_BUCKETS]) return KV_BUCKETS;
+  if (rest >> 32) octave = 32, rest >>= 32;
+  if (rest >> 16) octave += 16, rest >>= 16;
+  if (rest >> 8) octave += 8, rest >>= 8;
+  if (rest >> 4) octave += 4, rest >>= 4;
+  if (rest >> 2) octave += 2, rest >>= 2;
+  if (rest >> 1) octave += 1;
+  /* 2^octave <= ns: 4 * octave - 39 bounds lie below 2^octave, and four in [2^octave, 2^(octave + 1)). */
+  first = 4 * octave - 39;
+  if (first > KV_BUCKETS - 3) first = KV_BUCKETS - 3;
+  first += (ns > kv_bounds[first]) + (ns > kv_bounds[first + 1]) + (ns > kv_bounds[first + 2]) +
+           (ns > kv_bounds[first + 3]);
+  return first > KV_BUCKETS ? KV_BUCKETS : first;
+}
+
+/* Key of a disk: dev as the kernel has it (major << 20 | minor), inode 0 for the block device itself.
+ * splitmix64: bijective in the inode, so two files of one file system never share a key. Never 0. */
+KV_INLINE __u64 kv_disk_key(__u32 dev, __u64 inode) {
+  __u64 x = inode ^ (dev * 0x9E3779B97F4A7C15ULL);
+
+  x = (x ^ (x >> 30)) * 0xBF58476D1CE4E5B9ULL;
+  x = (x ^ (x >> 27)) * 0x94D049BB133111EBULL;
+  x ^= x >> 31;
+  return x ? x : 1;
+}
+
+#endif

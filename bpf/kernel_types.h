@@ -1,0 +1,168 @@
+/* SPDX-License-Identifier: GPL-2.0-only OR Apache-2.0 */
+/* The kernel's own types, as little of each as the programs read: CO-RE finds the real offsets at load.
+ * Written by hand so that the objects build on machines without BTF. Checked with 5.15, 6.1, 6.12, 6.18. */
+#ifndef KVMSCOPE_BPF_KERNEL_TYPES_H
+#define KVMSCOPE_BPF_KERNEL_TYPES_H
+
+#include <linux/types.h>
+
+typedef _Bool bool;
+enum { false = 0, true = 1 };
+
+#pragma clang attribute push(__attribute__((preserve_access_index)), apply_to = record)
+
+/* Processes and cgroups. */
+typedef struct {
+  int counter;
+} atomic_t;
+
+struct signal_struct {
+  atomic_t live;
+};
+
+struct kernfs_node {
+  __u64 id;
+};
+
+struct cgroup;
+struct cgroup_subsys_state {
+  struct cgroup* cgroup;
+  struct cgroup_subsys_state* parent;
+};
+
+struct cgroup {
+  struct cgroup_subsys_state self;
+  struct kernfs_node* kn;
+};
+
+struct css_set {
+  struct cgroup* dfl_cgrp;
+};
+
+struct task_struct {
+  int pid;
+  int tgid;
+  struct task_struct* group_leader;
+  __u64 start_boottime;
+  struct signal_struct* signal;
+  struct css_set* cgroups;
+};
+
+/* Files. */
+struct super_block {
+  __u32 s_dev;
+  struct block_device* s_bdev;
+};
+
+struct inode {
+  __u16 i_mode;
+  struct super_block* i_sb;
+  unsigned long i_ino;
+};
+
+struct qstr {
+  const unsigned char* name;
+};
+
+struct dentry {
+  struct qstr d_name;
+};
+
+struct path {
+  struct dentry* dentry;
+};
+
+struct file {
+  struct path f_path;
+  struct inode* f_inode;
+};
+
+struct kiocb {
+  struct file* ki_filp;
+};
+
+struct iomap_dio {
+  struct kiocb* iocb;
+};
+
+struct linux_binprm {
+  struct file* file;
+};
+
+struct address_space {
+  struct inode* host;
+};
+
+struct page {
+  unsigned long compound_head;
+  struct address_space* mapping;
+};
+
+/* The block layer. */
+struct bio_vec {
+  struct page* bv_page;
+};
+
+struct request_queue;
+struct gendisk {
+  struct request_queue* queue;
+};
+
+struct block_device {
+  __u32 bd_dev;
+  struct gendisk* bd_disk;
+};
+
+struct bvec_iter {
+  __u64 bi_sector;
+  unsigned int bi_size;
+};
+
+struct bio {
+  struct bio* bi_next;
+  struct block_device* bi_bdev;
+  unsigned int bi_opf;
+  unsigned char bi_status;
+  struct bvec_iter bi_iter;
+  void* bi_end_io;
+  void* bi_private;
+  unsigned short bi_vcnt;
+  struct bio_vec* bi_io_vec;
+};
+
+struct blk_mq_hw_ctx {
+  unsigned int queue_num;
+};
+
+struct blk_mq_tag_set {
+  unsigned int queue_depth;
+};
+
+struct request_queue {
+  const void* mq_ops;
+  int id;
+  unsigned int nr_hw_queues;
+  unsigned long nr_requests;
+  struct blk_mq_tag_set* tag_set;
+};
+
+struct request {
+  struct request_queue* q;
+  struct blk_mq_hw_ctx* mq_hctx;
+  unsigned int cmd_flags;
+  int tag;
+  int internal_tag;
+  unsigned int __data_len;
+  __u64 __sector;
+  struct bio* bio;
+  struct bio* biotail;
+  __u64 io_start_time_ns;
+};
+
+enum req_flag_bits {
+  __REQ_PREFLUSH = 18,
+};
+
+#pragma clang attribute pop
+
+#endif

@@ -1,0 +1,85 @@
+// SPDX-License-Identifier: Apache-2.0
+#pragma once
+
+#include <map>
+#include <memory>
+#include <span>
+#include <string>
+#include <vector>
+
+#include "bpf/abi.h"
+#include "bpf/slot_maps.h"
+#include "bpf/tracer.h"
+#include "hostd/core/result.h"
+
+struct programs;
+struct bpf_program;
+struct bpf_link;
+
+namespace kvmscope::bpf {
+
+/// The programs' globals as mapped here: shared with them as they run, so each access is atomic.
+struct Globals {
+  std::span<__u64, KV_TGIDS / 64> vm_tgids;
+  std::span<__u32, KV_VERSIONS> versions;
+  std::span<__u64, KV_STATS> stats;
+  __u32& spare_count;
+};
+
+/// The object in the kernel: programs, maps and mapped globals. Detaches and unloads with its owner.
+class Loaded {
+ public:
+  struct Options {
+    std::uint32_t max_slots = 0;
+    std::uint32_t max_tenants = 0;
+    std::uint32_t max_cgroups = 0;
+    IdentityHook identity_hook = IdentityHook::automatic;
+    std::vector<std::string> qemu_names;
+  };
+  /// Loads, attaches nothing.
+  static core::Result<std::unique_ptr<Loaded>> load(const Options& options);
+  ~Loaded();
+  Loaded(const Loaded&) = delete;
+  Loaded& operator=(const Loaded&) = delete;
+
+  /// Attaches all that this kernel needs, what ends requests before what begins them.
+  core::Result<void> attach();
+  core::Result<void> attach_bio_programs();
+
+  struct Maps {
+    int counters = -1;
+    int histograms = -1;
+    int events = -1;
+    int spares = -1;
+    int procs = -1;
+    int cgroups = -1;
+  };
+  const Maps& maps() const { return maps_; }
+  Globals globals() const;
+  kv_slot_info& slot_info(std::uint32_t slot) const;
+  std::uint64_t ring_drops(std::uint32_t tenant_index) const;
+  IdentityHook identity_hook() const { return identity_hook_; }
+  std::vector<ProgramInfo> programs() const;
+
+ private:
+  struct SkeletonDeleter {
+    void operator()(::programs* skeleton) const;
+  };
+  Loaded() = default;
+  core::Result<void> configure(const Options& options);
+  core::Result<void> map_arrays(const Options& options);
+  core::Result<void> attach_one(bpf_program* program);
+
+  std::unique_ptr<::programs, SkeletonDeleter> skeleton_;
+  std::map<std::string, std::string, std::less<>> why_not_;  ///< by program
+  std::map<std::string, bpf_link*, std::less<>> links_;
+  IdentityHook identity_hook_ = IdentityHook::automatic;
+  Maps maps_;
+  MapView slot_info_;
+  MapView ring_drops_;
+};
+
+/// True if this tracepoint is in the running kernel's BTF.
+bool kernel_has_tracepoint(const std::string& name);
+
+}  // namespace kvmscope::bpf

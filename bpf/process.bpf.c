@@ -1,0 +1,119 @@
+// SPDX-License-Identifier: GPL-2.0-only OR Apache-2.0
+/* QEMU processes come and go: a new one takes a spare slot before it can do any I/O. */
+#include "identity.bpf.h"
+#include "account.bpf.h"
+
+KV_INLINE void report(__u32 type, const struct kv_process_key *key, struct kv_identity id) {
+  struct kv_event_process *record = reserve_event(0, sizeof(*record));
+
+  if (!record) return;
+  record->type = type;
+  record->pad = 0;
+  record->process = *key;
+  record->id = id;
+  bpf_get_current_comm(record->comm, sizeof(record->comm));
+  bpf_ringbuf_submit(record, 0);
+}
+
+KV_INLINE bool is_qemu(struct linux_binprm *bprm) {
+  /* The name of the file itself, which a symbolic link, a script or /dev/fd/N does not hide. */
+  __u64 name[KV_NAME_BYTES / 8] = {};
+  const unsigned char *text = bprm->file->f_path.dentry->d_name.name;
+
+  bpf_probe_read_kernel_str(name, sizeof(name), text);
+  for (int i = 0; i < KV_NAMES; i++) {
+    __u64 wrong = 0;
+    if (!qemu_names[i].mask[0]) continue;
+    for (int word = 0; word < KV_NAME_BYTES / 8; word++)
+      wrong |= (name[word] ^ qemu_names[i].text[word]) & qemu_names[i].mask[word];
+    if (!wrong) return true;
+  }
+  return false;
+}
+
+/* A spare slot for the process: one insert that must be the first. The loser's spare goes back. */
+KV_INLINE void claim_slot(const struct kv_process_key *key) {
+  struct kv_process process = {};
+
+  if (bpf_map_pop_elem(&spares, &process.id)) {
+    mark_vm(key->tgid); /* counts in the host's slot until the daemon gives it one */
+    count_stat(KV_STAT_NO_SPARE);
+    report(KV_EVENT_NO_SPARE, key, process.id);
+    return;
+  }
+  if (bpf_map_update_elem(&procs, key, &process, BPF_NOEXIST)) {
+    if (bpf_map_push_elem(&spares, &process.id, 0)) {
+      count_stat(KV_STAT_MAP_ERROR);
+      __sync_fetch_and_sub(&spare_count, 1);
+    }
+    mark_vm(key->tgid);
+    return;
+  }
+  __sync_fetch_and_sub(&spare_count, 1);
+  forget_resolved(key->tgid);
+  mark_vm(key->tgid);
+  report(KV_EVENT_CLAIMED, key, process.id);
+}
+
+SEC("tp_btf/sched_process_exec")
+int BPF_PROG(kv_exec, struct task_struct *task, int old_pid, struct linux_binprm *bprm) {
+  struct kv_process_key key;
+  __u32 tgid = task->tgid;
+  bool qemu = is_qemu(bprm);
+
+  process_key(task, &key);
+  if (!qemu && !is_vm(tgid)) {
+    /* A new helper in a VM's cgroup. */
+    if (bound_cgroup(task)) mark_vm(tgid);
+    return 0;
+  }
+  struct kv_process *known = is_vm(tgid) ? bpf_map_lookup_elem(&procs, &key) : 0;
+  if (known && known->flags & KV_PROCESS_CHILD) {
+    /* A child of a VM's process becomes something else: no longer the VM's, unless its cgroup says so. */
+    bpf_map_delete_elem(&procs, &key);
+    forget_resolved(tgid);
+    if (!bound_cgroup(task)) unmark_vm(tgid);
+    known = 0;
+  }
+  if (qemu && !known) claim_slot(&key);
+  return 0;
+}
+
+SEC("tp_btf/sched_process_fork")
+int BPF_PROG(kv_fork, struct task_struct *parent, struct task_struct *child) {
+  struct kv_process_key key;
+  __u32 tgid = child->tgid;
+  __u32 parent_tgid = parent->tgid;
+
+  if (!is_vm(parent_tgid) || tgid == parent_tgid) return 0;
+  process_key(parent, &key);
+  struct kv_process *known = bpf_map_lookup_elem(&procs, &key);
+  if (known) {
+    struct kv_process inherited = {.id = known->id, .flags = KV_PROCESS_FOLLOWS | KV_PROCESS_CHILD};
+    process_key(child, &key);
+    if (bpf_map_update_elem(&procs, &key, &inherited, BPF_ANY)) count_stat(KV_STAT_MAP_ERROR);
+  }
+  forget_resolved(tgid);
+  mark_vm(tgid);
+  return 0;
+}
+
+SEC("tp_btf/sched_process_exit")
+int BPF_PROG(kv_exit, struct task_struct *task) {
+  struct kv_process_key key;
+  __u32 tgid = task->tgid;
+
+  if (!is_vm(tgid) || task->signal->live.counter) return 0;
+  process_key(task, &key);
+  unmark_vm(tgid);
+  struct kv_process *known = bpf_map_lookup_elem(&procs, &key);
+  if (!known) return 0;
+  struct kv_identity id = known->id;
+  if (!(known->flags & KV_PROCESS_FOLLOWS)) {
+    /* The daemon removes the entry when it has seen the end. */
+    report(KV_EVENT_EXITED, &key, id);
+  } else {
+    bpf_map_delete_elem(&procs, &key);
+  }
+  return 0;
+}

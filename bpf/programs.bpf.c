@@ -1,0 +1,15 @@
+// SPDX-License-Identifier: GPL-2.0-only OR Apache-2.0
+/* All programs of the daemon are one object, because they share every map and global. Each part is a file. */
+#include "programs.bpf.h"
+/* the maps, then what uses them */
+#include "maps.bpf.h"
+/* identity: the map of tasks to slots */
+#include "identity.bpf.h"
+/* accounting: the slot's own cells and the tenant's ring */
+#include "account.bpf.h"
+/* the probes */
+#include "bio.bpf.c"
+#include "block.bpf.c"
+#include "process.bpf.c"
+
+char LICENSE[] SEC("license") = "Dual BSD/GPL";

@@ -1,0 +1,303 @@
+// SPDX-License-Identifier: Apache-2.0
+#include "hostd/export_cycle.h"
+
+#include <algorithm>
+#include <ctime>
+#include <utility>
+
+namespace kvmscope::hostd {
+namespace {
+
+/// Ended epochs kept for streams that do not take them; about a KiB each without histograms, some ten with.
+constexpr std::size_t kMaxClosed = 20'000;
+/// Event records of one interval; what a failing disk sends beyond is counted, not kept.
+constexpr std::size_t kMaxLogs = 10'000;
+
+std::uint64_t thread_cpu_ns() {
+  timespec now{};
+  clock_gettime(CLOCK_THREAD_CPUTIME_ID, &now);
+  return static_cast<std::uint64_t>(now.tv_sec) * 1'000'000'000U + static_cast<std::uint64_t>(now.tv_nsec);
+}
+
+const bpf::Kind* disk_errors() {
+  for (const bpf::Kind& kind : bpf::catalogue()) {
+    if (kind.count != nullptr && kind.count->name == "kvmscope.vm.disk.storage.errors") return &kind;
+  }
+  return nullptr;
+}
+
+std::string device_name(const EpochData& data, std::uint16_t dev) {
+  for (const DeviceLabel& label : data.devices) {
+    if (std::ranges::find(label.devs, dev) != label.devs.end()) return label.name;
+  }
+  return "other";
+}
+
+core::LogRecord io_error_record(const bpf::IoErrorEvent& event, std::uint64_t unix_ns, const std::string& device,
+                                bool operators) {
+  core::LogRecord record{.event_name = "kvmscope.vm.disk.error",
+                         .severity = core::Severity::error,
+                         .time_unix_ns = unix_ns,
+                         .body = "a request failed in the host's storage",
+                         .attributes = {{"disk.device", device}}};
+  if (const bpf::Kind* kind = disk_errors(); kind != nullptr && event.sub < kind->subs.size()) {
+    for (const bpf::SubLabel& label : kind->subs[event.sub].labels) {
+      record.attributes.push_back({label.key, std::string(label.value)});
+    }
+  }
+  record.attributes.push_back({"kvmscope.size", std::int64_t{event.bytes}});
+  if (operators) record.attributes.push_back({"kvmscope.host.sector", static_cast<std::int64_t>(event.sector)});
+  return record;
+}
+
+}  // namespace
+
+ExportCycle::ExportCycle(const Config& config, tenancy::Registry& registry, SlotKeeper& keeper, StreamSet& streams,
+                         TopTracker& top, const core::Clock& clock)
+    : config_(config),
+      registry_(registry),
+      keeper_(keeper),
+      streams_(streams),
+      top_(top),
+      clock_(clock),
+      start_unix_ns_(clock.unix_ns()) {}
+
+core::Resource ExportCycle::vm_resource(const tenancy::Epoch& epoch, bool operators) const {
+  core::Resource resource;
+  auto& out = resource.attributes;
+  const core::VmFacts* facts = epoch.facts ? &*epoch.facts : nullptr;
+  const core::NovaMetadata* nova = facts != nullptr && facts->nova ? &*facts->nova : nullptr;
+  if (nova != nullptr) {
+    out.push_back({"cloud.provider", "openstack"});
+    out.push_back({"cloud.platform", "openstack_nova"});
+  }
+  if (!epoch.tenant.value.empty()) out.push_back({"cloud.account.id", epoch.tenant.value});
+  if (!config_.host.region.empty()) out.push_back({"cloud.region", config_.host.region});
+  if (!config_.host.availability_zone.empty()) {
+    out.push_back({"cloud.availability_zone", config_.host.availability_zone});
+  }
+  if (facts != nullptr) {
+    std::string name = facts->name;
+    if (facts->own && !facts->own->name.empty()) name = facts->own->name;
+    if (nova != nullptr && !nova->instance_name.empty()) name = nova->instance_name;
+    out.push_back({"vm.id", facts->uuid.value});
+    out.push_back({"vm.name", std::move(name)});
+  }
+  out.push_back({"service.namespace", "kvmscope"});
+  out.push_back({"service.name", "kvmscope.vm"});
+  out.push_back({"service.instance.id", epoch.id.value});
+  const bool show_host = operators || config_.show_host(epoch.tenant);
+  if (show_host) out.push_back({"host.id", config_.host.id});
+  if (!operators) return resource;
+  out.push_back({"kvmscope.attributed", !epoch.tenant.value.empty()});
+  out.push_back({"process.pid", static_cast<std::int64_t>(epoch.process.tgid)});
+  if (!epoch.tenancy_source.empty()) out.push_back({"kvmscope.tenancy.source", epoch.tenancy_source});
+  if (facts != nullptr) out.push_back({"kvmscope.domain.name", facts->name});
+  if (nova != nullptr) {
+    out.push_back({"kvmscope.project.name", nova->project_name});
+    out.push_back({"kvmscope.flavor.name", nova->flavor});
+  }
+  return resource;
+}
+
+core::Resource ExportCycle::daemon_resource(const core::TenantId& tenant) const {
+  core::Resource resource;
+  auto& out = resource.attributes;
+  const bool operators = tenant == kOperator;
+  out.push_back({"service.namespace", "kvmscope"});
+  out.push_back({"service.name", "kvmscope.hostd"});
+  // Opaque to a tenant, yet another for each host: heartbeats of two hosts must not run into each other.
+  const std::string instance = operators ? config_.host.id : tenancy::epoch_id(config_.host.id, {}, {}, tenant).value;
+  out.push_back({"service.instance.id", instance});
+  if (!operators) out.push_back({"cloud.account.id", tenant.value});
+  if (!config_.host.region.empty()) out.push_back({"cloud.region", config_.host.region});
+  if (operators || config_.show_host(tenant)) out.push_back({"host.id", config_.host.id});
+  return resource;
+}
+
+ExportCycle::Outgoing& ExportCycle::tenant_outgoing(const core::TenantId& tenant, Interval& interval) {
+  return interval.tenants.try_emplace(tenant, tenant).first->second;
+}
+
+void ExportCycle::add_to(Outgoing& outgoing, const core::Resource& resource, const exporters::EncodedScope& scope) {
+  outgoing.batch.add(resource, scope, points_.size());
+}
+
+void ExportCycle::add_epoch(const tenancy::Epoch& epoch, Interval& interval) {
+  // Without an id nobody has been named its reader yet: what it counts is kept for whoever it turns out to be.
+  if (epoch.id.value.empty()) return;
+  const EpochData* data = keeper_.data(epoch);
+  if (data == nullptr) return;
+  reading_.read(data->live ? &*data->live : nullptr, data->totals, data->devices);
+  if (epoch.state == tenancy::EpochState::closed) return add_closed(epoch, *data, interval);
+
+  top_.observe(epoch, reading_.rows(), interval.monotonic_ns);
+  points_.clear();
+  reading_.points(epoch.start_unix_ns, interval.unix_ns, points_);
+  const bool has_tenant = !epoch.tenant.value.empty();
+  if (has_tenant) ++tenant_outgoing(epoch.tenant, interval).vms;
+  if (points_.empty()) return;
+  const exporters::EncodedScope scope = exporters::encode_metrics(points_);
+  if (has_tenant) add_to(tenant_outgoing(epoch.tenant, interval), vm_resource(epoch, false), scope);
+  add_to(interval.operators, vm_resource(epoch, true), scope);
+}
+
+void ExportCycle::add_closed(const tenancy::Epoch& epoch, const EpochData& data, Interval& interval) {
+  const core::Generation generation = epoch.slot.generation;
+  auto [found, first] = closed_.try_emplace(generation);
+  Closed& closed = found->second;
+  if (first) {
+    top_.forget(generation);
+    closed.id = epoch.id;
+    closed.final_unix_ns = std::max(interval.unix_ns, epoch.end_unix_ns);
+    if (epoch.tenant.value.empty() || !streams_.wanted(epoch.tenant)) closed.tenant = Delivery::done;
+    if (!streams_.wanted(kOperator)) closed.operators = Delivery::done;
+  }
+  const bool over = reading_.rows().empty() || data.devices.empty();
+  const bool ended = closed.tenant == Delivery::done && closed.operators == Delivery::done;
+  points_.clear();
+  if (ended) {
+    reading_.end_points(epoch.start_unix_ns, interval.unix_ns, points_);
+  } else {
+    reading_.points(epoch.start_unix_ns, closed.final_unix_ns, points_);
+  }
+  if (over || ended) interval.finished.push_back(generation);
+  if (over || points_.empty()) return;
+
+  const exporters::EncodedScope scope = exporters::encode_metrics(points_);
+  if (!epoch.tenant.value.empty() && streams_.wanted(epoch.tenant) && (ended || closed.tenant == Delivery::due)) {
+    Outgoing& outgoing = tenant_outgoing(epoch.tenant, interval);
+    add_to(outgoing, vm_resource(epoch, false), scope);
+    if (!ended) outgoing.finals.push_back(generation);
+  }
+  if (streams_.wanted(kOperator) && (ended || closed.operators == Delivery::due)) {
+    add_to(interval.operators, vm_resource(epoch, true), scope);
+    if (!ended) interval.operators.finals.push_back(generation);
+  }
+}
+
+void ExportCycle::delivered(const std::vector<core::Generation>& finals, bool operators,
+                            exporters::Stream::Outcome outcome) {
+  const Delivery now = outcome == exporters::Stream::Outcome::acknowledged ? Delivery::done : Delivery::due;
+  for (const core::Generation generation : finals) {
+    const auto closed = closed_.find(generation);
+    if (closed == closed_.end()) continue;
+    (operators ? closed->second.operators : closed->second.tenant) = now;
+  }
+}
+
+void ExportCycle::submit(Outgoing outgoing, bool operators) {
+  if (outgoing.batch.empty()) return;
+  exporters::Stream* stream = streams_.get(outgoing.batch.tenant());
+  if (stream == nullptr) return;  // ended epochs stay due and are offered again
+  for (const core::Generation generation : outgoing.finals) {
+    Closed& closed = closed_.at(generation);
+    (operators ? closed.operators : closed.tenant) = Delivery::queued;
+  }
+  stream->submit(std::move(outgoing.batch),
+                 [this, operators, finals = std::move(outgoing.finals)](exporters::Stream::Outcome outcome) {
+                   delivered(finals, operators, outcome);
+                 });
+}
+
+void ExportCycle::on_io_error(core::SlotIdentity identity, const bpf::IoErrorEvent& event) {
+  if (logs_.size() >= kMaxLogs) {
+    ++logs_lost_;
+    return;
+  }
+  const std::uint64_t age_ns = clock_.monotonic_ns() - std::min(event.monotonic_ns, clock_.monotonic_ns());
+  logs_.push_back({identity.generation, event, clock_.unix_ns() - age_ns});
+}
+
+void ExportCycle::send_logs() {
+  if (logs_.empty()) return;
+  std::unordered_map<core::Generation, std::vector<PendingLog>> by_epoch;
+  for (PendingLog& log : logs_) by_epoch[log.generation].push_back(log);
+  logs_.clear();
+
+  std::map<core::TenantId, exporters::Batch> batches;
+  for (const tenancy::Epoch* epoch : registry_.epochs()) {
+    const auto found = by_epoch.find(epoch->slot.generation);
+    if (found == by_epoch.end()) continue;
+    if (epoch->id.value.empty()) {  // not named yet: kept for its owner
+      logs_.insert(logs_.end(), found->second.begin(), found->second.end());
+      by_epoch.erase(found);
+      continue;
+    }
+    const EpochData* data = keeper_.data(*epoch);
+    for (const bool operators : {false, true}) {
+      const core::TenantId& reader = operators ? kOperator : epoch->tenant;
+      if (reader.value.empty() || data == nullptr) continue;
+      std::vector<core::LogRecord> records;
+      for (const PendingLog& log : found->second) {
+        records.push_back(io_error_record(log.event, log.unix_ns, device_name(*data, log.event.dev), operators));
+      }
+      const auto batch = batches.try_emplace(reader, reader, exporters::Signal::logs).first;
+      batch->second.add(vm_resource(*epoch, operators), exporters::encode_logs(records), records.size());
+    }
+    by_epoch.erase(found);
+  }
+  // What is left belonged to no VM: a capability probe, a process that was discarded.
+  for (auto& [tenant, batch] : batches) {
+    exporters::Stream* stream = streams_.get(tenant);
+    const std::size_t items = batch.items();
+    if (stream == nullptr) {
+      if (streams_.wanted(tenant)) logs_lost_ += items;
+      continue;
+    }
+    stream->submit(std::move(batch), [this, items](exporters::Stream::Outcome outcome) {
+      if (outcome == exporters::Stream::Outcome::dropped) logs_lost_ += items;
+    });
+  }
+}
+
+void ExportCycle::limit_closed() {
+  while (closed_.size() > kMaxClosed) {
+    const auto oldest = std::ranges::min_element(
+        closed_, std::less<>{}, [](const auto& entry) { return entry.second.final_unix_ns; });
+    if (const tenancy::Epoch* epoch = registry_.by_id(oldest->second.id)) keeper_.forget(*epoch);
+    closed_.erase(oldest);
+    ++closed_lost_;
+  }
+}
+
+void ExportCycle::run(SelfReading self) {
+  const std::uint64_t cpu_before = thread_cpu_ns();
+  ++cycles_;
+  Interval interval;
+  interval.unix_ns = clock_.unix_ns();
+  interval.monotonic_ns = clock_.monotonic_ns();
+  top_.begin(interval.unix_ns);
+  for (const tenancy::Epoch* epoch : registry_.epochs()) add_epoch(*epoch, interval);
+  top_.end();
+
+  for (auto& [tenant, outgoing] : interval.tenants) {
+    if (!streams_.wanted(tenant)) continue;
+    points_ = heartbeat_points(cycles_, outgoing.vms, start_unix_ns_, interval.unix_ns);
+    add_to(outgoing, daemon_resource(tenant), exporters::encode_metrics(points_));
+    submit(std::move(outgoing), false);
+  }
+  if (streams_.wanted(kOperator)) {
+    self.cycles = cycles_;
+    self.cycle_ns = last_cycle_ns_;
+    self.closed_epochs_waiting = closed_.size();
+    self.closed_epochs_lost = closed_lost_;
+    self.logs_lost = logs_lost_;
+    std::deque<std::string> strings;
+    points_ = self_points(self, start_unix_ns_, interval.unix_ns, strings);
+    add_to(interval.operators, daemon_resource(kOperator), exporters::encode_metrics(points_));
+    submit(std::move(interval.operators), true);
+  }
+  send_logs();
+
+  for (const core::Generation generation : interval.finished) {
+    const auto closed = closed_.find(generation);
+    if (closed == closed_.end()) continue;
+    if (const tenancy::Epoch* epoch = registry_.by_id(closed->second.id)) keeper_.forget(*epoch);
+    closed_.erase(closed);
+  }
+  limit_closed();
+  last_cycle_ns_ = thread_cpu_ns() - cpu_before;
+}
+
+}  // namespace kvmscope::hostd

@@ -1,0 +1,96 @@
+// SPDX-License-Identifier: Apache-2.0
+#pragma once
+
+#include <cstdint>
+#include <map>
+#include <string>
+#include <unordered_map>
+#include <vector>
+
+#include "bpf/tracer.h"
+#include "exporters/otlp.h"
+#include "hostd/config.h"
+#include "hostd/core/clock.h"
+#include "hostd/self_metrics.h"
+#include "hostd/slot_keeper.h"
+#include "hostd/stream_set.h"
+#include "hostd/top_tracker.h"
+#include "tenancy/registry.h"
+
+namespace kvmscope::hostd {
+
+/// Reads every epoch, encodes it once, and hands the tenant's and the operator's batches to their streams.
+///
+/// An epoch that has ended goes on being sent until each of its streams has acknowledged its last values; then its
+/// series are closed with NO_RECORDED_VALUE and it is forgotten. So a dead collector costs memory, never a count.
+/// Threads: the loop's only.
+class ExportCycle {
+ public:
+  ExportCycle(const Config& config, tenancy::Registry& registry, SlotKeeper& keeper, StreamSet& streams,
+              TopTracker& top, const core::Clock& clock);
+
+  /// One interval: reads and submits. `self` is completed with the cycle's own figures and goes to the operator.
+  void run(SelfReading self);
+
+  /// A failed request of a VM: becomes a log record of its owner, once the owner is known.
+  void on_io_error(core::SlotIdentity identity, const bpf::IoErrorEvent& event);
+
+ private:
+  /// How far an ended epoch's last values have come on one stream.
+  enum class Delivery { due, queued, done };
+  struct Closed {
+    core::EpochId id;
+    std::uint64_t final_unix_ns = 0;  ///< time of the last values: the same at every repetition
+    Delivery tenant = Delivery::due;
+    Delivery operators = Delivery::due;
+  };
+  struct PendingLog {
+    core::Generation generation;
+    bpf::IoErrorEvent event;
+    std::uint64_t unix_ns = 0;
+  };
+  /// Batches of one interval by stream, and whose last values each holds.
+  struct Outgoing {
+    explicit Outgoing(core::TenantId tenant) : batch(std::move(tenant), exporters::Signal::metrics) {}
+    exporters::Batch batch;
+    std::vector<core::Generation> finals;
+    std::uint64_t vms = 0;
+  };
+  struct Interval {
+    std::uint64_t unix_ns = 0;
+    std::uint64_t monotonic_ns = 0;
+    std::map<core::TenantId, Outgoing> tenants;
+    Outgoing operators{kOperator};
+    std::vector<core::Generation> finished;
+  };
+
+  void add_epoch(const tenancy::Epoch& epoch, Interval& interval);
+  void add_closed(const tenancy::Epoch& epoch, const EpochData& data, Interval& interval);
+  void add_to(Outgoing& outgoing, const core::Resource& resource, const exporters::EncodedScope& scope);
+  Outgoing& tenant_outgoing(const core::TenantId& tenant, Interval& interval);
+  void submit(Outgoing outgoing, bool operators);
+  void delivered(const std::vector<core::Generation>& finals, bool operators, exporters::Stream::Outcome outcome);
+  void send_logs();
+  void limit_closed();
+
+  core::Resource vm_resource(const tenancy::Epoch& epoch, bool operators) const;
+  core::Resource daemon_resource(const core::TenantId& tenant) const;
+
+  const Config& config_;
+  tenancy::Registry& registry_;
+  SlotKeeper& keeper_;
+  StreamSet& streams_;
+  TopTracker& top_;
+  const core::Clock& clock_;
+  const std::uint64_t start_unix_ns_;
+  VmReading reading_;
+  std::vector<core::Point> points_;
+  std::unordered_map<core::Generation, Closed> closed_;
+  std::vector<PendingLog> logs_;
+  std::uint64_t cycles_ = 0;
+  std::uint64_t closed_lost_ = 0;
+  std::uint64_t logs_lost_ = 0;
+  std::uint64_t last_cycle_ns_ = 0;
+};
+
+}  // namespace kvmscope::hostd

@@ -1,0 +1,187 @@
+// SPDX-License-Identifier: Apache-2.0
+#include "hostd/slot_keeper.h"
+
+#include <sys/stat.h>
+#include <sys/sysmacros.h>
+
+#include <algorithm>
+#include <filesystem>
+#include <utility>
+
+namespace kvmscope::hostd {
+namespace {
+
+/// Device mapper, zram and their kind have no request queue: their sysfs directory has no mq below it.
+bool is_bio_based(const core::Disk& disk) {
+  const std::string device = std::to_string(disk.device_major) + ":" + std::to_string(disk.device_minor);
+  std::error_code ignored;
+  const auto directory = std::filesystem::canonical("/sys/dev/block/" + device, ignored);
+  if (ignored) return false;
+  const bool partition = std::filesystem::exists(directory / "partition", ignored);
+  return !std::filesystem::exists((partition ? directory.parent_path() : directory) / "mq", ignored);
+}
+
+std::vector<bpf::DiskKey> keys_of(const std::vector<core::Disk>& disks) {
+  std::vector<bpf::DiskKey> keys;
+  for (const core::Disk& disk : disks) {
+    if (disk.backing == core::DiskBacking::invisible) continue;
+    const std::uint64_t inode = disk.backing == core::DiskBacking::file ? disk.inode : 0;
+    const bpf::DiskKey key = bpf::disk_key(disk.device_major, disk.device_minor, inode);
+    if (std::ranges::find(keys, key) == keys.end()) keys.push_back(key);
+  }
+  return keys;
+}
+
+}  // namespace
+
+SlotKeeper::SlotKeeper(bpf::Tracer& tracer, tenancy::Registry& registry, const core::Clock& clock, Report report)
+    : tracer_(tracer), registry_(registry), clock_(clock), report_(std::move(report)) {}
+
+void SlotKeeper::carry_out(tenancy::Actions actions) {
+  for (const tenancy::Action& action : actions) {
+    std::visit([this](const auto& one) { apply(one); }, action);
+  }
+}
+
+void SlotKeeper::check(const std::string& what, const core::Result<void>& result) const {
+  if (!result) report_(what, result.error());
+}
+
+bool SlotKeeper::claim(core::ProcessKey process, const std::string& comm,
+                       const std::optional<tenancy::ProcessHint>& hint) {
+  const auto identity = tracer_.claim(process);
+  if (identity) {
+    on_claimed(process, *identity, comm, hint);
+    return true;
+  }
+  if (identity.error().code() == core::ErrorCode::not_found) return true;  // it has ended meanwhile
+  report_("claim a slot", identity.error());
+  return false;
+}
+
+void SlotKeeper::apply(const tenancy::InstallSpare& action) {
+  const core::SlotIdentity identity = action.identity;
+  tracer_.install(identity, next_incarnation(), {.disks = action.disks},
+                  [this, identity](core::Result<bpf::SlotMaps> maps) {
+                    if (!maps) {
+                      report_("install a spare slot", maps.error());
+                      return carry_out(registry_.on_install_failed(identity, now()));
+                    }
+                    epochs_[identity.generation].live.emplace(std::move(*maps));
+                    if (const auto offered = tracer_.offer_spare(identity); !offered) {
+                      report_("offer a spare slot", offered.error());
+                      epochs_.erase(identity.generation);
+                      return carry_out(registry_.on_install_failed(identity, now()));
+                    }
+                    carry_out(registry_.on_installed(identity, now()));
+                  });
+}
+
+void SlotKeeper::apply(const tenancy::Claim& action) {
+  const auto identity = tracer_.claim(action.process);
+  carry_out(identity ? registry_.on_claimed(action.process, *identity, "", std::nullopt, now())
+                     : registry_.on_claim_failed(action.process, identity.error(), now()));
+}
+
+void SlotKeeper::apply(const tenancy::Rebind& action) {
+  const auto identity = tracer_.rebind(action.process);
+  carry_out(identity ? registry_.on_rebound(action.process, *identity, now())
+                     : registry_.on_claim_failed(action.process, identity.error(), now()));
+}
+
+void SlotKeeper::apply(const tenancy::BindTasks& action) {
+  check("bind cgroups", tracer_.bind(action.process, action.cgroup_ids, action.helpers));
+}
+
+void SlotKeeper::apply(const tenancy::NumberDisks& action) {
+  if (std::ranges::any_of(action.disks, [](const core::Disk& disk) {
+        return disk.backing != core::DiskBacking::invisible && is_bio_based(disk);
+      })) {
+    check("trace devices without requests", tracer_.need_bio_devices());
+  }
+  const auto devs = tracer_.number_disks(action.identity, keys_of(action.disks));
+  if (!devs) return report_("number disks", devs.error());
+  epochs_[action.identity.generation].disk_keys.clear();  // labels are made anew at the next reading
+  // The kernel numbers at first sight what libvirt does not list too, so numbers may exceed the count of disks.
+  if (!devs->empty()) grow(action.identity, static_cast<std::uint16_t>(*std::ranges::max_element(*devs) + 2));
+}
+
+void SlotKeeper::apply(const tenancy::Grow& action) { grow(action.identity, action.disks); }
+
+void SlotKeeper::grow(core::SlotIdentity identity, std::uint16_t disks) {
+  const auto epoch = epochs_.find(identity.generation);
+  if (epoch == epochs_.end() || !epoch->second.live) return;
+  const auto pending = growing_.find(identity);
+  const std::uint16_t rows = pending != growing_.end() ? pending->second : epoch->second.live->shape().disks;
+  if (disks <= rows) return;
+  growing_[identity] = disks;
+  tracer_.grow(identity, next_incarnation(), {.disks = disks},
+               [this, identity, disks](core::Result<bpf::SlotMaps> fresh) {
+                 if (const auto newest = growing_.find(identity); newest != growing_.end() && newest->second == disks) {
+                   growing_.erase(newest);
+                 }
+                 const bool ok = fresh.has_value();
+                 if (!ok) {
+                   report_("grow a slot", fresh.error());
+                 } else if (const auto data = epochs_.find(identity.generation);
+                            data != epochs_.end() && data->second.live) {
+                   fold_incarnation(*data->second.live, data->second.totals);
+                   data->second.live.emplace(std::move(*fresh));
+                 }
+                 carry_out(registry_.on_grown(identity, ok, now()));
+               });
+}
+
+void SlotKeeper::apply(const tenancy::AddTenant& action) {
+  check("make a tenant's ring", tracer_.add_tenant(action.index, action.ring_bytes));
+}
+
+void SlotKeeper::apply(const tenancy::RemoveTenant& action) { tracer_.remove_tenant(action.index); }
+
+void SlotKeeper::apply(const tenancy::SetTenant& action) {
+  check("set a slot's tenant", tracer_.set_tenant(action.identity, action.index));
+}
+
+void SlotKeeper::apply(const tenancy::Unbind& action) { tracer_.unbind(action.process); }
+
+void SlotKeeper::apply(const tenancy::Discard& action) {
+  tracer_.unbind(action.process);
+  drain(action.identity, true);
+}
+
+void SlotKeeper::drain(core::SlotIdentity identity, bool discard) {
+  if (const auto epoch = epochs_.find(identity.generation); epoch != epochs_.end() && !discard) {
+    epoch->second.disk_keys = tracer_.disks(identity);  // gone from the kernel once the slot is retired
+  }
+  tracer_.retire(identity, [this, identity, discard](core::Result<void> retired) {
+    // Without the kernel's word that nobody writes any more the slot must not be given to another: it stays taken.
+    if (!retired) return report_("retire a slot", retired.error());
+    if (const auto epoch = epochs_.find(identity.generation); epoch != epochs_.end()) {
+      if (discard) {
+        epochs_.erase(epoch);
+      } else if (epoch->second.live) {
+        fold_incarnation(*epoch->second.live, epoch->second.totals);
+        epoch->second.live.reset();
+      }
+    }
+    carry_out(registry_.on_retired(identity, now()));
+  });
+}
+
+const EpochData* SlotKeeper::data(const tenancy::Epoch& epoch) {
+  const auto found = epochs_.find(epoch.slot.generation);
+  if (found == epochs_.end()) return nullptr;
+  EpochData& data = found->second;
+  std::vector<bpf::DiskKey> keys = data.live ? tracer_.disks(epoch.slot) : data.disk_keys;
+  if (keys.empty()) keys = data.disk_keys;
+  data.disk_keys = std::move(keys);
+  data.devices = label_devices(epoch.facts ? &*epoch.facts : nullptr, data.disk_keys);
+  return &data;
+}
+
+void SlotKeeper::forget(const tenancy::Epoch& epoch) {
+  epochs_.erase(epoch.slot.generation);
+  registry_.forget(epoch.id);
+}
+
+}  // namespace kvmscope::hostd

@@ -1,0 +1,94 @@
+// SPDX-License-Identifier: Apache-2.0
+#pragma once
+
+#include <cstdint>
+#include <functional>
+#include <map>
+#include <optional>
+#include <string>
+#include <unordered_map>
+#include <vector>
+
+#include "bpf/tracer.h"
+#include "hostd/core/clock.h"
+#include "hostd/core/ids.h"
+#include "hostd/vm_series.h"
+#include "tenancy/ledger.h"
+#include "tenancy/registry.h"
+
+namespace kvmscope::hostd {
+
+/// What one epoch has counted: the live incarnation, the closed ones, and what its devices are called.
+struct EpochData {
+  std::optional<bpf::SlotMaps> live;  ///< absent once drained
+  tenancy::EpochTotals totals;
+  std::vector<bpf::DiskKey> disk_keys;
+  std::vector<DeviceLabel> devices;
+};
+
+/// Carries the registry's decisions out on the kernel side and keeps every slot's maps and totals.
+///
+/// Threads: the loop's only. What waits for RCU comes back as callbacks on the loop.
+class SlotKeeper {
+ public:
+  /// Something went wrong that the daemon survives: for the log.
+  using Report = std::function<void(const std::string& what, const core::Error& error)>;
+
+  SlotKeeper(bpf::Tracer& tracer, tenancy::Registry& registry, const core::Clock& clock, Report report);
+
+  /// Fills the pool of spare slots.
+  void start() { carry_out(registry_.start(now())); }
+
+  void on_claimed(core::ProcessKey process, core::SlotIdentity identity, const std::string& comm,
+                  const std::optional<tenancy::ProcessHint>& hint) {
+    carry_out(registry_.on_claimed(process, identity, comm, hint, now()));
+  }
+  void on_process_exit(core::ProcessKey process) { carry_out(registry_.on_process_exit(process, now())); }
+  void on_vm(const core::VmFacts& facts) { carry_out(registry_.on_vm(facts, now())); }
+  void on_vm_gone(const core::VmUuid& uuid, core::ProcessKey process) {
+    carry_out(registry_.on_vm_gone(uuid, process, now()));
+  }
+  void tick() { carry_out(registry_.tick(now())); }
+
+  /// Takes a slot for a process found in /proc that the kernel did not see start. False if there is no spare slot now.
+  bool claim(core::ProcessKey process, const std::string& comm, const std::optional<tenancy::ProcessHint>& hint);
+
+  /// What this epoch counted so far, its device names brought up to date; nullptr if it has no slot yet.
+  const EpochData* data(const tenancy::Epoch& epoch);
+  /// Every stream has this closed epoch's last values.
+  void forget(const tenancy::Epoch& epoch);
+
+ private:
+  tenancy::Now now() const { return {clock_.monotonic_ns(), clock_.unix_ns(), clock_.boottime_ns()}; }
+  core::Incarnation next_incarnation() { return {++last_incarnation_}; }
+  void carry_out(tenancy::Actions actions);
+  void check(const std::string& what, const core::Result<void>& result) const;
+
+  void apply(const tenancy::InstallSpare& action);
+  void apply(const tenancy::Claim& action);
+  void apply(const tenancy::Rebind& action);
+  void apply(const tenancy::BindTasks& action);
+  void apply(const tenancy::NumberDisks& action);
+  void apply(const tenancy::Grow& action);
+  void apply(const tenancy::AddTenant& action);
+  void apply(const tenancy::RemoveTenant& action);
+  void apply(const tenancy::SetTenant& action);
+  void apply(const tenancy::Unbind& action);
+  void apply(const tenancy::Retire& action) { drain(action.identity, false); }
+  void apply(const tenancy::Discard& action);
+
+  void grow(core::SlotIdentity identity, std::uint16_t disks);
+  void drain(core::SlotIdentity identity, bool discard);
+
+  bpf::Tracer& tracer_;
+  tenancy::Registry& registry_;
+  const core::Clock& clock_;
+  Report report_;
+  std::uint32_t last_incarnation_ = 1;  // 1 is the host's
+  /// By generation: it is never reused, and an epoch keeps it after its slot has gone to another.
+  std::unordered_map<core::Generation, EpochData> epochs_;
+  /// Rows that are being installed: a slot grows once at a time.
+  std::map<core::SlotIdentity, std::uint16_t> growing_;
+};
+
+}  // namespace kvmscope::hostd

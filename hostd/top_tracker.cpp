@@ -1,0 +1,68 @@
+// SPDX-License-Identifier: Apache-2.0
+#include "hostd/top_tracker.h"
+
+#include "hostd/percentile.h"
+
+namespace kvmscope::hostd {
+namespace {
+
+std::string direction_of(const VmReading::Row& row) {
+  for (const bpf::SubLabel& label : row.kind->subs[row.sub].labels) {
+    if (label.key == "disk.io.direction") return std::string(label.value);
+  }
+  return {};
+}
+
+core::HistogramValue difference(const core::HistogramValue& now, const core::HistogramValue& before) {
+  core::HistogramValue delta;
+  delta.sum_ns = now.sum_ns - before.sum_ns;
+  delta.zero = now.zero - before.zero;
+  for (std::size_t i = 0; i < core::kHistogramBuckets; ++i) delta.buckets[i] = now.buckets[i] - before.buckets[i];
+  return delta;
+}
+
+}  // namespace
+
+std::map<TopTracker::Key, TopTracker::Totals> TopTracker::totals_of(std::span<const VmReading::Row> rows) {
+  std::map<Key, Totals> all;
+  for (const VmReading::Row& row : rows) {
+    Totals& totals = all[{row.device->name, direction_of(row)}];
+    const std::string_view name = row.kind->count->name;
+    if (name == "kvmscope.vm.disk.storage.operations") totals.io += row.counter;
+    if (name == "kvmscope.vm.disk.storage.errors") totals.errors += row.counter.count;
+    if (row.histogram == nullptr) continue;
+    if (name == "kvmscope.vm.disk.storage.duration") totals.duration += *row.histogram;
+    if (name == "kvmscope.vm.disk.storage.queue.duration") totals.queue += *row.histogram;
+  }
+  return all;
+}
+
+void TopTracker::observe(const tenancy::Epoch& epoch, std::span<const VmReading::Row> rows, std::uint64_t monotonic_ns) {
+  Reading now{.monotonic_ns = monotonic_ns, .totals = totals_of(rows)};
+  const auto before = before_.find(epoch.slot.generation);
+  if (before != before_.end() && before->second.monotonic_ns < monotonic_ns) {
+    const double seconds = static_cast<double>(monotonic_ns - before->second.monotonic_ns) / 1e9;
+    for (const auto& [key, totals] : now.totals) {
+      const Totals last = before->second.totals.contains(key) ? before->second.totals.at(key) : Totals{};
+      const core::HistogramValue duration = difference(totals.duration, last.duration);
+      TopRow& row = next_.rows.emplace_back();
+      row.vm = epoch.facts ? epoch.facts->name : epoch.comm;
+      row.uuid = epoch.facts ? epoch.facts->uuid.value : std::string();
+      row.tenant = epoch.tenant.value;
+      if (epoch.facts && epoch.facts->nova) row.tenant_name = epoch.facts->nova->project_name;
+      row.disk = key.first;
+      row.direction = key.second;
+      row.operations_per_s = static_cast<double>(totals.io.count - last.io.count) / seconds;
+      row.bytes_per_s = static_cast<double>(totals.io.sum - last.io.sum) / seconds;
+      row.p50_ns = percentile_ns(duration, 0.50);
+      row.p95_ns = percentile_ns(duration, 0.95);
+      row.p99_ns = percentile_ns(duration, 0.99);
+      row.queue_p99_ns = percentile_ns(difference(totals.queue, last.queue), 0.99);
+      row.errors = totals.errors - last.errors;
+      row.interval_s = seconds;
+    }
+  }
+  before_[epoch.slot.generation] = std::move(now);
+}
+
+}  // namespace kvmscope::hostd

@@ -1,0 +1,52 @@
+// SPDX-License-Identifier: Apache-2.0
+#pragma once
+
+#include <cstdint>
+#include <map>
+#include <span>
+#include <string>
+#include <unordered_map>
+#include <utility>
+#include <vector>
+
+#include "hostd/core/series.h"
+#include "hostd/views.h"
+#include "hostd/vm_series.h"
+#include "tenancy/registry.h"
+
+namespace kvmscope::hostd {
+
+/// The rates and percentiles of the last interval, from the difference of two readings: what `kvmscope top` shows.
+class TopTracker {
+ public:
+  /// A new interval's readings follow; end() makes them what view() returns.
+  void begin(std::uint64_t unix_ns) { next_ = {.time_unix_ns = unix_ns, .rows = {}}; }
+  void observe(const tenancy::Epoch& epoch, std::span<const VmReading::Row> rows, std::uint64_t monotonic_ns);
+  void end() { view_ = std::move(next_); }
+  /// The epoch is over.
+  void forget(core::Generation generation) { before_.erase(generation); }
+
+  const TopView& view() const { return view_; }
+
+ private:
+  /// One disk and direction of a VM at one reading.
+  struct Totals {
+    core::CounterValue io;
+    std::uint64_t errors = 0;
+    core::HistogramValue duration;
+    core::HistogramValue queue;
+  };
+  using Key = std::pair<std::string, std::string>;  ///< disk, direction
+  struct Reading {
+    std::uint64_t monotonic_ns = 0;
+    std::map<Key, Totals> totals;
+  };
+
+  static std::map<Key, Totals> totals_of(std::span<const VmReading::Row> rows);
+
+  std::unordered_map<core::Generation, Reading> before_;
+  TopView view_;
+  TopView next_;
+};
+
+}  // namespace kvmscope::hostd

@@ -1,0 +1,173 @@
+// SPDX-License-Identifier: Apache-2.0
+#include "hostd/vm_series.h"
+
+#include <algorithm>
+
+namespace kvmscope::hostd {
+namespace {
+
+bpf::DiskKey key_of(const core::Disk& disk) {
+  const std::uint64_t inode = disk.backing == core::DiskBacking::file ? disk.inode : 0;
+  return bpf::disk_key(disk.device_major, disk.device_minor, inode);
+}
+
+DeviceLabel& label_named(std::vector<DeviceLabel>& labels, const std::string& name) {
+  const auto found = std::ranges::find(labels, name, &DeviceLabel::name);
+  if (found != labels.end()) return *found;
+  return labels.emplace_back(DeviceLabel{.name = name, .devs = {}, .is_disk = false});
+}
+
+/// The name under which what this key counted is exported; empty if it is no disk's.
+std::string name_of(const core::VmFacts& facts, bpf::DiskKey key) {
+  for (const core::Disk& disk : facts.disks) {
+    if (disk.backing != core::DiskBacking::invisible && key_of(disk) == key) return disk.target;
+  }
+  for (const core::Disk& disk : facts.disks) {
+    if (disk.backing != core::DiskBacking::file) continue;
+    if (bpf::disk_key(disk.device_major, disk.device_minor, 0) == key) return "unresolved";
+  }
+  return {};
+}
+
+std::uint16_t rows_of(const bpf::SlotMaps& maps, const bpf::Kind& kind) {
+  switch (kind.dev_space) {
+    case bpf::DevSpace::disk:
+      return maps.shape().disks;
+  }
+  return 0;
+}
+
+/// The row of a device in this incarnation, or none: the last row is everybody's beyond it.
+std::optional<std::uint16_t> row_of(std::uint16_t dev, std::uint16_t rows) {
+  if (dev == kOtherDevice) return static_cast<std::uint16_t>(rows - 1);
+  if (dev + 1 < rows) return dev;
+  return std::nullopt;
+}
+
+}  // namespace
+
+std::vector<DeviceLabel> label_devices(const core::VmFacts* facts, std::span<const bpf::DiskKey> keys) {
+  std::vector<DeviceLabel> labels;
+  if (facts != nullptr) {
+    for (const core::Disk& disk : facts->disks) {
+      if (disk.backing != core::DiskBacking::invisible) label_named(labels, disk.target).is_disk = true;
+    }
+  }
+  for (std::size_t dev = 0; dev < keys.size(); ++dev) {
+    const std::string name = facts != nullptr ? name_of(*facts, keys[dev]) : "unresolved";
+    if (!name.empty()) label_named(labels, name).devs.push_back(static_cast<std::uint16_t>(dev));
+  }
+  label_named(labels, "other").devs.push_back(kOtherDevice);
+  return labels;
+}
+
+void fold_incarnation(const bpf::SlotMaps& maps, tenancy::EpochTotals& totals) {
+  core::HistogramValue histogram;
+  for (const bpf::Kind& kind : bpf::catalogue()) {
+    const std::uint16_t rows = rows_of(maps, kind);
+    for (std::uint16_t row = 0; row < rows; ++row) {
+      const std::uint16_t dev = row + 1 == rows ? kOtherDevice : row;
+      for (std::uint16_t sub = 0; sub < kind.subs.size(); ++sub) {
+        const core::SeriesId in_map{kind.id, row, sub};
+        const core::SeriesId in_ledger{kind.id, dev, sub};
+        if (kind.histogram) {
+          if (maps.histogram_empty(in_map)) continue;
+          maps.histogram(in_map, histogram);
+          totals.fold(in_ledger, histogram);
+        } else if (const core::CounterValue value = maps.counter(in_map); value != core::CounterValue{}) {
+          totals.fold(in_ledger, value);
+        }
+      }
+    }
+  }
+}
+
+core::HistogramValue* VmReading::next_histogram() {
+  if (used_histograms_ == histograms_.size()) histograms_.emplace_back();
+  core::HistogramValue* next = &histograms_[used_histograms_++];
+  *next = {};
+  return next;
+}
+
+void VmReading::read(const bpf::SlotMaps* maps, const tenancy::EpochTotals& totals,
+                     std::span<const DeviceLabel> devices) {
+  rows_.clear();
+  used_histograms_ = 0;
+  core::HistogramValue live;
+  for (const bpf::Kind& kind : bpf::catalogue()) {
+    const std::uint16_t rows = maps != nullptr ? rows_of(*maps, kind) : std::uint16_t{0};
+    for (const DeviceLabel& device : devices) {
+      for (std::uint16_t sub = 0; sub < kind.subs.size(); ++sub) {
+        Row row{.kind = &kind, .sub = sub, .device = &device, .counter = {}, .histogram = nullptr};
+        core::HistogramValue* histogram = nullptr;
+        for (const std::uint16_t dev : device.devs) {
+          const core::SeriesId in_ledger{kind.id, dev, sub};
+          const std::optional<std::uint16_t> at = rows > 0 ? row_of(dev, rows) : std::nullopt;
+          if (!kind.histogram) {
+            const core::CounterValue now = at ? maps->counter({kind.id, *at, sub}) : core::CounterValue{};
+            row.counter += totals.total(in_ledger, now);
+            continue;
+          }
+          const bool counted = at && !maps->histogram_empty({kind.id, *at, sub});
+          if (!counted && !totals.histograms().contains(in_ledger)) continue;
+          if (histogram == nullptr) histogram = next_histogram();
+          live = {};
+          if (counted) maps->histogram({kind.id, *at, sub}, live);
+          totals.add_closed(in_ledger, live);
+          *histogram += live;
+        }
+        const bool always = kind.subs[sub].always && device.is_disk;
+        if (kind.histogram) {
+          if (histogram == nullptr && always) histogram = next_histogram();
+          row.histogram = histogram;
+          if (histogram != nullptr) rows_.push_back(row);
+        } else if (always || row.counter != core::CounterValue{}) {
+          rows_.push_back(row);
+        }
+      }
+    }
+  }
+}
+
+void VmReading::append(const core::Instrument* instrument, const Row& row, bool sum, bool ended,
+                       std::uint64_t start_unix_ns, std::uint64_t time_unix_ns, std::vector<core::Point>& out) const {
+  core::Point& point = out.emplace_back();
+  point.instrument = instrument;
+  point.start_unix_ns = start_unix_ns;
+  point.time_unix_ns = time_unix_ns;
+  point.no_recorded_value = ended;
+  point.labels.reserve(3);
+  point.labels.push_back({"disk.device", row.device->name});
+  for (const bpf::SubLabel& label : row.kind->subs[row.sub].labels) point.labels.push_back({label.key, label.value});
+  if (row.histogram != nullptr) {
+    point.value = row.histogram;
+  } else {
+    point.value = static_cast<std::int64_t>(sum ? row.counter.sum : row.counter.count);
+  }
+}
+
+void VmReading::walk(bool ended, std::uint64_t start_unix_ns, std::uint64_t time_unix_ns,
+                     std::vector<core::Point>& out) const {
+  for (auto first = rows_.begin(); first != rows_.end();) {
+    const bpf::Kind* kind = first->kind;
+    const auto last = std::find_if(first, rows_.end(), [kind](const Row& row) { return row.kind != kind; });
+    for (const core::Instrument* instrument : {kind->count, kind->sum}) {
+      if (instrument == nullptr) continue;
+      for (auto row = first; row != last; ++row) {
+        append(instrument, *row, instrument == kind->sum, ended, start_unix_ns, time_unix_ns, out);
+      }
+    }
+    first = last;
+  }
+}
+
+void VmReading::points(std::uint64_t start_unix_ns, std::uint64_t time_unix_ns, std::vector<core::Point>& out) const {
+  walk(false, start_unix_ns, time_unix_ns, out);
+}
+
+void VmReading::end_points(std::uint64_t start_unix_ns, std::uint64_t time_unix_ns,
+                           std::vector<core::Point>& out) const {
+  walk(true, start_unix_ns, time_unix_ns, out);
+}
+
+}  // namespace kvmscope::hostd

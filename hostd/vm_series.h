@@ -1,0 +1,70 @@
+// SPDX-License-Identifier: Apache-2.0
+#pragma once
+
+#include <cstdint>
+#include <deque>
+#include <optional>
+#include <span>
+#include <string>
+#include <vector>
+
+#include "bpf/catalogue.h"
+#include "bpf/tracer.h"
+#include "hostd/core/metric.h"
+#include "hostd/core/vm.h"
+#include "tenancy/ledger.h"
+
+namespace kvmscope::hostd {
+
+/// Stands for every device beyond a slot's rows, whatever its number: rows change when a slot grows, this does not.
+inline constexpr std::uint16_t kOtherDevice = 0xffff;
+
+/// A label (vda, unresolved, other) and the slot's device numbers that it covers.
+struct DeviceLabel {
+  std::string name;
+  std::vector<std::uint16_t> devs;
+  bool is_disk = false;  ///< named by the domain: its `always` series exist from the start
+};
+
+/// Which of a slot's numbered devices are what. Without facts (the VM was never named) all of them are `unresolved`.
+/// Numbers that are neither a disk of the domain nor on a device that holds one (a device below a stacked one, say)
+/// get no label: what they counted is counted at the disk itself, or is no disk's. Pure.
+std::vector<DeviceLabel> label_devices(const core::VmFacts* facts, std::span<const bpf::DiskKey> keys);
+
+/// Adds an ended incarnation's final values to its epoch's totals.
+void fold_incarnation(const bpf::SlotMaps& maps, tenancy::EpochTotals& totals);
+
+/// Every exported value of one epoch at one moment: live incarnation plus closed ones, by device and sub.
+/// Reused from VM to VM so that a cycle allocates once.
+class VmReading {
+ public:
+  struct Row {
+    const bpf::Kind* kind;
+    std::uint16_t sub;
+    const DeviceLabel* device;
+    core::CounterValue counter;             ///< counters
+    const core::HistogramValue* histogram;  ///< histograms; nullptr for counters
+  };
+
+  /// Reads; `maps` is null once the slot was drained. The labels must outlive the reading.
+  void read(const bpf::SlotMaps* maps, const tenancy::EpochTotals& totals, std::span<const DeviceLabel> devices);
+
+  std::span<const Row> rows() const { return rows_; }
+
+  /// The rows as points, those of one instrument next to each other. Views the reading: valid until the next read().
+  void points(std::uint64_t start_unix_ns, std::uint64_t time_unix_ns, std::vector<core::Point>& out) const;
+  /// The same series, each closed with NO_RECORDED_VALUE.
+  void end_points(std::uint64_t start_unix_ns, std::uint64_t time_unix_ns, std::vector<core::Point>& out) const;
+
+ private:
+  void append(const core::Instrument* instrument, const Row& row, bool sum, bool ended, std::uint64_t start_unix_ns,
+              std::uint64_t time_unix_ns, std::vector<core::Point>& out) const;
+  void walk(bool ended, std::uint64_t start_unix_ns, std::uint64_t time_unix_ns, std::vector<core::Point>& out) const;
+  core::HistogramValue* next_histogram();
+
+  std::vector<Row> rows_;
+  std::deque<core::HistogramValue> histograms_;  // deque: rows point into it while it grows
+  std::size_t used_histograms_ = 0;
+};
+
+}  // namespace kvmscope::hostd

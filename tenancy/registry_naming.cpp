@@ -1,0 +1,208 @@
+// SPDX-License-Identifier: Apache-2.0
+// Whose an epoch is: first naming, change of owner, quotas, and what the kernel side must know of it.
+#include <algorithm>
+#include <iterator>
+
+#include "tenancy/registry_impl.h"
+
+namespace kvmscope::tenancy {
+namespace {
+
+bool has_slot(const Record* record) {
+  return record != nullptr && record->epoch.state != EpochState::over_quota;
+}
+
+bool owned(const Record& record) {
+  return !record.epoch.tenant.value.empty();
+}
+
+/// Not a VM of this host's libvirt, as far as anybody has said.
+bool foreign(const Process& process) {
+  return !process.facts && process.hint && (process.hint->capability_probe || process.hint->in_container);
+}
+
+bool traceable(const core::Disk& disk) {
+  return disk.backing != core::DiskBacking::invisible;
+}
+
+}  // namespace
+
+void Registry::Impl::reconcile(Process& process, const Now& now, Actions& out) {
+  if (!has_slot(process.record)) return ask_for_slot(process, now, out);
+  Record& record = *process.record;
+  if (foreign(process) && !owned(record) && !record.retire_asked) return discard(process, out);
+  if (process.owner && !owned(record)) {
+    const core::TenantId& tenant = process.owner->tenant;
+    if (label(process, record, out) && !process.ended() && in_use(tenant) > quota(tenant).slots) {
+      return evict(process, now, out);
+    }
+  } else if (process.owner && record.epoch.tenant == process.owner->tenant) {
+    record.epoch.tenancy_source = process.owner->source;
+    process.waiting = false;
+    process.rebind_refused_ns.reset();
+  } else if (process.owner && !process.ended()) {
+    hand_over(process, now, out);
+  }
+  if (process.record == &record && !process.ended()) furnish(process, out);
+}
+
+void Registry::Impl::resolve(Process& process) {
+  std::optional<Owner> owner;
+  if (process.facts) {
+    owner = resolver.by_facts(*process.facts);
+  } else if (process.hint && process.trust_hint) {
+    owner = resolver.by_hint(*process.hint);
+  }
+  // An owner that vanishes is not a change of owner: metadata is rewritten in two steps, rules are edited.
+  const bool vanished = process.owner && !owner;
+  if (owner) process.owner = owner;
+  if (process.record == nullptr) return;
+  process.record->epoch.owner_vanished = vanished;
+  update_facts(process, *process.record);
+}
+
+/// Facts name users and projects: those of the next owner are not for the epoch of the one before.
+void Registry::Impl::update_facts(const Process& process, Record& record) {
+  if (!process.facts) return;
+  if (!owned(record) || record.epoch.tenant == process.owner->tenant) record.epoch.facts = process.facts;
+}
+
+bool Registry::Impl::label(Process& process, Record& record, Actions& out) {
+  const core::TenantId& tenant = process.owner->tenant;
+  const std::optional<std::uint32_t> index = tenants.index_of(tenant, quota(tenant).ring_bytes, out);
+  if (!index) return false;
+  record.epoch.former_id = record.epoch.id;
+  record.epoch.id = next_id(process, tenant);
+  record.epoch.tenant = tenant;
+  record.epoch.tenant_index = *index;
+  record.epoch.tenancy_source = process.owner->source;
+  if (record.epoch.state != EpochState::draining) record.epoch.state = EpochState::attributed;
+  if (!record.retire_asked) out.emplace_back(SetTenant{record.epoch.slot, *index});
+  if (record.retired) close(process, record);
+  return true;
+}
+
+void Registry::Impl::hand_over(Process& process, const Now& now, Actions& out) {
+  if (process.asked != Process::Asked::nothing) return;
+  const core::TenantId& heir = process.owner->tenant;
+  if (in_use(heir) >= quota(heir).slots) return evict(process, now, out);
+  if (process.waiting) {
+    const auto patience_ns = static_cast<std::uint64_t>(config.linger.count());
+    if (process.rebind_refused_ns && now.monotonic_ns - *process.rebind_refused_ns >= patience_ns) {
+      // No spare in sight: rather nobody's for a while than the former owner's. His slot becomes a spare.
+      out.emplace_back(Unbind{process.key});
+      return leave(process, now);
+    }
+    if (retries == 0) return;
+    --retries;
+  }
+  out.emplace_back(Rebind{process.key});
+  process.asked = Process::Asked::rebind;
+}
+
+void Registry::Impl::furnish(Process& process, Actions& out) {
+  if (!process.facts) return;
+  Record& record = *process.record;
+  if (process.bind_due) {
+    out.emplace_back(BindTasks{process.key, process.facts->cgroup_ids, process.facts->helpers});
+    process.bind_due = false;
+  }
+  const std::vector<core::Disk>& disks = process.facts->disks;
+  const auto visible = static_cast<std::size_t>(std::count_if(disks.begin(), disks.end(), traceable));
+  if (process.number_due) {
+    NumberDisks number{record.epoch.slot, {}};
+    std::copy_if(disks.begin(), disks.end(), std::back_inserter(number.disks), traceable);
+    if (visible != 0) out.emplace_back(std::move(number));
+    process.number_due = false;
+  }
+  const std::size_t limit = quota(record.epoch.tenant).disks_per_vm;
+  const auto rows = static_cast<std::uint16_t>(std::min(visible + 1, limit));  // one is "other"
+  if (rows > record.rows && record.grow_to == 0) {
+    out.emplace_back(Grow{record.epoch.slot, rows});
+    record.grow_to = rows;
+  }
+}
+
+void Registry::Impl::ask_for_slot(Process& process, const Now& now, Actions& out) {
+  if (!process.facts || process.ended() || process.asked != Process::Asked::nothing) return;
+  if (process.owner && in_use(process.owner->tenant) >= quota(process.owner->tenant).slots) {
+    return note_over_quota(process, now, out);
+  }
+  if (process.waiting) {
+    if (retries == 0) return;
+    --retries;
+  }
+  out.emplace_back(Claim{process.key});
+  process.asked = Process::Asked::claim;
+}
+
+void Registry::Impl::evict(Process& process, const Now& now, Actions& out) {
+  out.emplace_back(Unbind{process.key});
+  leave(process, now);
+  note_over_quota(process, now, out);
+}
+
+void Registry::Impl::evict_beyond_quotas(const Now& now, Actions& out) {
+  std::map<core::TenantId, std::uint32_t> slots;
+  for (auto& [key, process] : processes) {
+    if (process.ended() || process.asked != Process::Asked::nothing || !has_slot(process.record)) continue;
+    const core::TenantId tenant = process.record->epoch.tenant;
+    if (!owned(*process.record) || !process.owner || process.owner->tenant != tenant) continue;
+    if (++slots[tenant] > quota(tenant).slots) evict(process, now, out);
+  }
+}
+
+void Registry::Impl::note_over_quota(Process& process, const Now& now, Actions& out) {
+  process.waiting = false;
+  const Owner& owner = *process.owner;
+  if (process.record != nullptr && process.record->epoch.tenant == owner.tenant) return;
+  if (process.record != nullptr) leave(process, now);
+  Epoch& epoch = add_record(process, now).epoch;
+  epoch.state = EpochState::over_quota;
+  epoch.tenant = owner.tenant;
+  epoch.tenant_index = tenants.index_of(owner.tenant, quota(owner.tenant).ring_bytes, out).value_or(0);
+  epoch.tenancy_source = owner.source;
+  ++counts.over_quota;
+}
+
+void Registry::Impl::give_up_naming(Process& process, Record& record, const Now& now, Actions& out) {
+  const bool counted = record.epoch.slot.slot != core::kHostSlot;
+  if (!counted || owned(record) || record.unattributed) return;
+  if (process.record == &record) {
+    process.trust_hint = true;
+    resolve(process);
+    reconcile(process, now, out);
+    if (owned(record)) return;
+  }
+  record.unattributed = true;
+  record.epoch.id = next_id(process, {});
+  ++counts.unattributed_epochs;
+  if (record.epoch.state != EpochState::draining) record.epoch.state = EpochState::unattributed;
+  if (record.retired) close(process, record);
+}
+
+core::EpochId Registry::Impl::next_id(Process& process, const core::TenantId& tenant) {
+  core::VmUuid uuid;
+  if (process.hint) uuid = process.hint->uuid;
+  if (process.facts) uuid = process.facts->uuid;
+  return epoch_id(config.boot_id, uuid, process.key, tenant, process.ids_given[tenant]++);
+}
+
+const Quota& Registry::Impl::quota(const core::TenantId& tenant) const {
+  const auto own = config.tenant_quotas.find(tenant);
+  return own == config.tenant_quotas.end() ? config.default_quota : own->second;
+}
+
+std::uint32_t Registry::Impl::in_use(const core::TenantId& tenant) const {
+  std::uint32_t slots = 0;
+  for (const auto& [key, process] : processes) {
+    if (process.ended()) continue;
+    const bool holds = has_slot(process.record) && process.record->epoch.tenant == tenant;
+    const bool will_hold =
+        process.asked != Process::Asked::nothing && process.owner && process.owner->tenant == tenant;
+    if (holds || will_hold) ++slots;
+  }
+  return slots;
+}
+
+}  // namespace kvmscope::tenancy

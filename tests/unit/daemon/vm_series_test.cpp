@@ -1,0 +1,134 @@
+// SPDX-License-Identifier: Apache-2.0
+#include "hostd/vm_series.h"
+
+#include <algorithm>
+
+#include "tests/support/catch.h"
+
+namespace kvmscope::hostd {
+namespace {
+
+core::Disk block_disk(const std::string& target, std::uint32_t minor) {
+  return {.target = target,
+          .alias = "virtio-disk-" + target,
+          .source = "/dev/x",
+          .backing = core::DiskBacking::block_device,
+          .device_major = 8,
+          .device_minor = minor,
+          .inode = 0,
+          .invisible_reason = {}};
+}
+
+core::Disk file_disk(const std::string& target, std::uint32_t minor, std::uint64_t inode) {
+  core::Disk disk = block_disk(target, minor);
+  disk.backing = core::DiskBacking::file;
+  disk.inode = inode;
+  return disk;
+}
+
+const DeviceLabel* find(const std::vector<DeviceLabel>& labels, const std::string& name) {
+  const auto found = std::ranges::find(labels, name, &DeviceLabel::name);
+  return found == labels.end() ? nullptr : &*found;
+}
+
+using Devs = std::vector<std::uint16_t>;
+
+TEST_CASE("two files on one file system are two disks; what names neither is unresolved") {
+  core::VmFacts facts;
+  facts.disks = {file_disk("vda", 1, 100), file_disk("vdb", 1, 200)};
+  const std::vector<bpf::DiskKey> keys = {bpf::disk_key(8, 1, 200), bpf::disk_key(8, 1, 0), bpf::disk_key(8, 1, 100)};
+  const auto labels = label_devices(&facts, keys);
+  REQUIRE(find(labels, "vda")->devs == Devs{2});
+  REQUIRE(find(labels, "vdb")->devs == Devs{0});
+  REQUIRE(find(labels, "unresolved")->devs == Devs{1});
+  REQUIRE_FALSE(find(labels, "unresolved")->is_disk);
+  REQUIRE(find(labels, "vda")->is_disk);
+}
+
+TEST_CASE("a device below a stacked one, or of no disk of the domain, has no label") {
+  core::VmFacts facts;
+  facts.disks = {block_disk("vda", 16)};
+  const std::vector<bpf::DiskKey> keys = {bpf::disk_key(8, 0, 0), bpf::disk_key(8, 16, 0), bpf::disk_key(8, 1, 77)};
+  const auto labels = label_devices(&facts, keys);
+  REQUIRE(find(labels, "vda")->devs == Devs{1});
+  REQUIRE(find(labels, "unresolved") == nullptr);
+  REQUIRE(labels.size() == 2);  // and "other"
+  REQUIRE(find(labels, "other")->devs == Devs{kOtherDevice});
+}
+
+TEST_CASE("an invisible disk gets no series, not zero ones") {
+  core::VmFacts facts;
+  facts.disks = {{.target = "vda", .invisible_reason = "network storage"}};
+  REQUIRE(find(label_devices(&facts, {}), "vda") == nullptr);
+}
+
+TEST_CASE("without facts all that was counted is unresolved, in one series") {
+  const std::vector<bpf::DiskKey> keys = {bpf::disk_key(8, 1, 1), bpf::disk_key(8, 1, 2)};
+  const auto labels = label_devices(nullptr, keys);
+  REQUIRE(find(labels, "unresolved")->devs == Devs{0, 1});
+}
+
+const bpf::Kind& kind_named(std::string_view name) {
+  for (const bpf::Kind& kind : bpf::catalogue()) {
+    if (kind.count != nullptr && kind.count->name == name) return kind;
+  }
+  throw std::runtime_error("no such kind");
+}
+
+TEST_CASE("a drained epoch is read from its totals: devices of one label add up, disks exist from the start") {
+  const bpf::Kind& operations = kind_named("kvmscope.vm.disk.storage.operations");
+  const bpf::Kind& duration = kind_named("kvmscope.vm.disk.storage.duration");
+  tenancy::EpochTotals totals;
+  totals.fold({operations.id, 0, 0}, core::CounterValue{3, 4096});
+  totals.fold({operations.id, 1, 0}, core::CounterValue{4, 512});
+  core::HistogramValue histogram;
+  histogram.buckets[10] = 7;
+  histogram.sum_ns = 700;
+  totals.fold({duration.id, 1, 0}, histogram);
+
+  core::VmFacts facts;
+  facts.disks = {block_disk("vda", 16)};
+  const std::vector<bpf::DiskKey> keys = {bpf::disk_key(8, 16, 0), bpf::disk_key(8, 16, 0)};
+  const auto labels = label_devices(&facts, keys);
+  VmReading reading;
+  reading.read(nullptr, totals, labels);
+
+  std::vector<core::Point> points;
+  reading.points(5, 9, points);
+  std::map<std::string, std::int64_t> numbers;
+  const core::HistogramValue* read_duration = nullptr;
+  for (const core::Point& point : points) {
+    REQUIRE(point.start_unix_ns == 5);
+    REQUIRE(point.time_unix_ns == 9);
+    std::string id(point.instrument->name);
+    for (const auto& label : point.labels) id += "|" + std::string(label.value);
+    if (const auto* number = std::get_if<std::int64_t>(&point.value)) numbers[id] = *number;
+    if (id == "kvmscope.vm.disk.storage.duration|vda|read") {
+      read_duration = std::get<const core::HistogramValue*>(point.value);
+    }
+  }
+  REQUIRE(numbers.at("kvmscope.vm.disk.storage.operations|vda|read") == 7);
+  REQUIRE(numbers.at("kvmscope.vm.disk.storage.io|vda|read") == 4608);
+  REQUIRE(numbers.at("kvmscope.vm.disk.storage.operations|vda|write") == 0);
+  REQUIRE_FALSE(numbers.contains("kvmscope.vm.disk.storage.operations|vda|discard"));
+  REQUIRE(read_duration != nullptr);
+  REQUIRE(*read_duration == histogram);
+
+  SECTION("points of one instrument are adjacent, as the encoder needs them") {
+    std::vector<const core::Instrument*> order;
+    for (const core::Point& point : points) {
+      if (order.empty() || order.back() != point.instrument) order.push_back(point.instrument);
+    }
+    std::ranges::sort(order);
+    REQUIRE(std::ranges::adjacent_find(order) == order.end());
+  }
+  SECTION("its end closes exactly the same series") {
+    std::vector<core::Point> ends;
+    reading.end_points(5, 10, ends);
+    REQUIRE(ends.size() == points.size());
+    REQUIRE(std::ranges::all_of(ends, &core::Point::no_recorded_value));
+  }
+}
+
+}  // namespace
+}  // namespace kvmscope::hostd

@@ -1,0 +1,70 @@
+// SPDX-License-Identifier: Apache-2.0
+#pragma once
+
+#include <libvirt/libvirt.h>
+
+#include <cstdint>
+#include <functional>
+#include <memory>
+#include <string>
+#include <vector>
+
+#include "hostd/core/ids.h"
+#include "hostd/core/result.h"
+
+namespace kvmscope::virt {
+
+struct DomainEvent {
+  core::VmUuid uuid;
+  std::string name;
+  bool stopped = false;  ///< else: it started, or something about it may have changed
+};
+
+/// Called on libvirt's event loop: must not block.
+struct ConnectionEvents {
+  std::function<void(DomainEvent)> on_domain;
+  std::function<void(std::string)> on_closed;
+};
+
+/// One read-only connection with its event registrations. Every call blocks as long as libvirt pleases, and
+/// may be made by several threads at once. unavailable: the connection is lost.
+class Connection {
+ public:
+  struct Options {
+    std::string uri;
+    int keepalive_interval_s = 0;
+    unsigned keepalive_count = 0;
+    /// Released when the connection has been closed for good.
+    std::shared_ptr<void> until_closed;
+  };
+  struct Domain {
+    core::VmUuid uuid;
+    std::string name;
+  };
+
+  static core::Result<std::shared_ptr<Connection>> open(const Options& options, ConnectionEvents events);
+  /// Returns at once: closing speaks to libvirtd, and so happens on a thread of its own.
+  ~Connection();
+  Connection(const Connection&) = delete;
+  Connection& operator=(const Connection&) = delete;
+
+  /// URI and versions.
+  core::Result<std::string> describe() const;
+  core::Result<std::vector<Domain>> running_domains() const;
+  /// not_found if there is no such domain.
+  core::Result<std::string> domain_xml(const core::VmUuid& uuid) const;
+  /// libvirt's running id, -1 if it does not run. not_found if there is no such domain.
+  core::Result<std::int32_t> domain_id(const core::VmUuid& uuid) const;
+
+ private:
+  Connection(virConnectPtr connection, Options options)
+      : connection_(connection), options_(std::move(options)) {}
+  core::Result<void> subscribe(const std::shared_ptr<ConnectionEvents>& events);
+  core::Error last_error(std::string_view what) const;
+
+  virConnectPtr connection_;
+  Options options_;
+  std::vector<int> subscriptions_;
+};
+
+}  // namespace kvmscope::virt

@@ -1,0 +1,28 @@
+// SPDX-License-Identifier: Apache-2.0
+#pragma once
+
+#include <string>
+
+#include "hostd/core/result.h"
+#include "hostd/core/vm.h"
+#include "virt/cgroups.h"
+
+namespace kvmscope::virt {
+
+/// Where the host's own records of a domain are.
+struct HostPaths {
+  std::string proc_root;
+  std::string cgroup_root;  ///< empty: no unified hierarchy
+  std::string run_dir;
+};
+
+struct DescribedVm {
+  core::VmFacts facts;
+  CgroupTree cgroups;  ///< what facts.cgroup_ids were read from
+};
+
+/// Adds process, cgroups, helpers and the disks' devices to what the XML said. not_found if no QEMU process
+/// is this domain's, or it ended meanwhile. May block (a disk's file system, a process's memory map).
+core::Result<DescribedVm> describe_on_host(const HostPaths& paths, core::VmFacts facts);
+
+}  // namespace kvmscope::virt

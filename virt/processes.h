@@ -1,0 +1,29 @@
+// SPDX-License-Identifier: Apache-2.0
+#pragma once
+
+#include <string>
+#include <string_view>
+
+#include "hostd/core/ids.h"
+#include "hostd/core/result.h"
+
+namespace kvmscope::virt {
+
+/// What QEMU was told on its command line (the text of /proc/PID/cmdline).
+struct QemuCommandLine {
+  core::VmUuid uuid;              ///< -uuid, in lower case
+  std::string guest_name;         ///< -name guest=
+  bool capability_probe = false;  ///< -machine none
+};
+QemuCommandLine parse_qemu_command_line(std::string_view cmdline);
+
+/// The QEMU process of a running domain: by libvirt's pid file if that process has the domain's UUID on its
+/// command line, else the only process that has. not_found if there is none; invalid_argument if there are
+/// several.
+core::Result<core::ProcessKey> find_domain_process(const std::string& proc_root, const std::string& run_dir,
+                                                   const std::string& name, const core::VmUuid& uuid);
+
+/// False also when the pid is another process's by now, or the process is a zombie.
+bool is_alive(const std::string& proc_root, core::ProcessKey process);
+
+}  // namespace kvmscope::virt
