@@ -1,18 +1,21 @@
 // SPDX-License-Identifier: Apache-2.0
 #include "hostd/config.h"
 
+#include <fcntl.h>
 #include <fmt/format.h>
+#include <unistd.h>
 
 #include <algorithm>
+#include <array>
 #include <bit>
+#include <cerrno>
 #include <cstring>
-#include <fstream>
-#include <sstream>
 #include <utility>
 
 #include "hostd/config_paths.h"
 #include "hostd/config_section.h"
 #include "hostd/config_values.h"
+#include "hostd/core/unique_fd.h"
 #include "hostd/tenant_template.h"
 #include "hostd/yaml_tree.h"
 
@@ -73,7 +76,7 @@ void read_bpf(Section& root, BpfConfig& bpf) {
   section.integer("max_tenants", bpf.max_tenants, 2, 65'536);
   section.choice<bpf::IdentityHook>("identity_hook", bpf.identity_hook, kIdentityHooks);
   section.texts("qemu_names", bpf.qemu_names, check_qemu_name);
-  if (bpf.qemu_names.empty() && section.has("qemu_names"))
+  if (section.has_empty_list("qemu_names"))
     section.complain("qemu_names", "names no QEMU at all",
                      "write [\"qemu-system-*\", qemu-kvm], or remove the key");
   if (bpf.spare_slots >= bpf.max_slots)
@@ -134,7 +137,7 @@ void read_tenancy(Section& root, TenancyConfig& tenancy, std::uint32_t max_slots
   Section section(root, "tenancy");
   section.choices<tenancy::TenancySource>("sources", tenancy.sources, kSources);
   if (section.has("sources")) {
-    if (tenancy.sources.empty())
+    if (section.has_empty_list("sources"))
       section.complain("sources", "names no source: no VM would ever have an owner",
                        "write [nova, own_metadata, rules]");
     auto sorted = tenancy.sources;
@@ -401,15 +404,22 @@ ConfigResult parse_config(std::string_view text, const std::string& file) {
 }
 
 ConfigResult load_config(const std::string& path) {
-  std::ifstream stream(path, std::ios::binary);
-  std::ostringstream text;
-  if (stream) text << stream.rdbuf();
-  if (!stream) {
-    const int why = errno;
+  const auto unreadable = [&](int why) {
     return std::unexpected(ConfigErrors{{path, 0, "", fmt::format("cannot be read: {}", std::strerror(why)),
                                          "name a file that this user may read: --config FILE"}});
+  };
+  const core::UniqueFd fd(::open(path.c_str(), O_RDONLY | O_CLOEXEC));
+  if (!fd) return unreadable(errno);
+  std::string text;
+  std::array<char, 65'536> chunk{};
+  // One byte more than parse_config() takes is enough for it to refuse.
+  while (text.size() <= kMaxYamlBytes) {
+    const ssize_t got = ::read(fd.get(), chunk.data(), chunk.size());
+    if (got < 0) return unreadable(errno);
+    if (got == 0) break;
+    text.append(chunk.data(), static_cast<std::size_t>(got));
   }
-  return parse_config(text.str(), path);
+  return parse_config(text, path);
 }
 
 }  // namespace kvmscope::hostd

@@ -79,6 +79,10 @@ class Section {
   const YamlNode* sequence(std::string_view key);
 
   bool has(std::string_view key) const { return lookup(key) != nullptr; }
+  bool has_empty_list(std::string_view key) const {
+    const YamlNode* node = lookup(key);
+    return node != nullptr && node->kind == YamlNode::Kind::sequence && node->children.empty();
+  }
   Problems& problems() { return *problems_; }
   std::string path_of(std::string_view key) const;
   std::string item_path(std::string_view key, std::size_t index) const;

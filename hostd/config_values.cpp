@@ -154,6 +154,11 @@ std::string quoted(std::string_view text) {
 std::string_view nearest(std::string_view word, std::span<const std::string_view> known) {
   constexpr std::size_t kLongest = 40;
   if (word.empty() || word.size() > kLongest) return {};
+  constexpr std::size_t kTelling = 3;
+  for (const std::string_view candidate : known)
+    if (std::min(word.size(), candidate.size()) >= kTelling &&
+        (word.starts_with(candidate) || candidate.starts_with(word)))
+      return candidate;
   std::string_view best;
   std::size_t best_distance = std::max<std::size_t>(1, word.size() / 3) + 1;
   for (const std::string_view candidate : known) {
@@ -179,7 +184,7 @@ std::optional<Complaint> check_name(std::string_view value) {
 }
 
 std::optional<Complaint> check_path(std::string_view value) {
-  constexpr std::string_view kRemedy = "write the whole path, for example /var/lib/kvmscope/data.jsonl";
+  constexpr std::string_view kRemedy = "write the whole path from / on, without detours";
   if (!value.starts_with('/')) return complain("must be an absolute path", value, kRemedy);
   if (value.size() > 4000) return complain("must be at most 4000 bytes", value, "shorten it");
   if (std::ranges::any_of(value, is_control))

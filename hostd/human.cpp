@@ -13,8 +13,8 @@ namespace {
 /// Three digits at most; one decimal below ten and wherever there is room for it.
 std::string scaled(double value, double step, std::span<const std::string_view> units) {
   std::size_t unit = 0;
-  // 999.95 would be printed as 1000.0.
-  while (unit + 1 < units.size() && value >= step - 0.05) {
+  // 999.95 would be printed as 1000.0, and 999.5 of what has no decimal as 1000.
+  while (unit + 1 < units.size() && value >= step - (unit == 0 ? 0.5 : 0.05)) {
     value /= step;
     ++unit;
   }

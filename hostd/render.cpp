@@ -147,7 +147,7 @@ std::string render_top(TopView top, std::size_t lines, const Screen& screen) {
   out += render_table({{"VM", false, 12, 0},
                        {"PROJECT", false, 8, 3},
                        {"DISK", false, 4, 0},
-                       {"DIRECTION", false, 4, 0},
+                       {"DIR", false, 0, 0},
                        {"OPS/S", true, 0, 0},
                        {"BYTES/S", true, 0, 0},
                        {"P50", true, 0, 2},

@@ -108,9 +108,24 @@ void visit(V& view, Visitor&& field) {
 }
 
 template <typename T>
+inline constexpr bool kIsOptional = false;
+template <typename T>
+inline constexpr bool kIsOptional<std::optional<T>> = true;
+template <typename T>
+inline constexpr bool kIsVector = false;
+template <typename T>
+inline constexpr bool kIsVector<std::vector<T>> = true;
+
+template <typename T>
 json written(const T& value) {
   if constexpr (std::is_arithmetic_v<T> || std::is_same_v<T, std::string>) {
     return value;
+  } else if constexpr (kIsOptional<T>) {
+    return value ? json(*value) : json(nullptr);
+  } else if constexpr (kIsVector<T>) {
+    json list = json::array();
+    for (const auto& item : value) list.push_back(written(item));
+    return list;
   } else {
     json object = json::object();
     visit(value, [&](const char* name, const auto& field) { object[name] = written(field); });
@@ -118,39 +133,19 @@ json written(const T& value) {
   }
 }
 
-template <typename T>
-json written(const std::optional<T>& value) {
-  return value ? json(*value) : json(nullptr);
-}
-
-template <typename T>
-json written(const std::vector<T>& values) {
-  json list = json::array();
-  for (const T& value : values) list.push_back(written(value));
-  return list;
-}
-
 /// Throws nlohmann's exceptions; checked() catches them.
 template <typename T>
 void read(const json& from, T& to) {
   if constexpr (std::is_arithmetic_v<T> || std::is_same_v<T, std::string>) {
     to = from.get<T>();
+  } else if constexpr (kIsOptional<T>) {
+    to.reset();
+    if (!from.is_null()) to = from.get<typename T::value_type>();
+  } else if constexpr (kIsVector<T>) {
+    for (const json& item : from.get_ref<const json::array_t&>()) read(item, to.emplace_back());
   } else {
     visit(to, [&](const char* name, auto& field) { read(from.at(name), field); });
   }
-}
-
-template <typename T>
-void read(const json& from, std::optional<T>& to) {
-  if (from.is_null())
-    to.reset();
-  else
-    to = from.get<T>();
-}
-
-template <typename T>
-void read(const json& from, std::vector<T>& to) {
-  for (const json& item : from.get_ref<const json::array_t&>()) read(item, to.emplace_back());
 }
 
 template <typename T>

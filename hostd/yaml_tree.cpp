@@ -11,7 +11,6 @@
 namespace kvmscope::hostd {
 namespace {
 
-constexpr std::size_t kMaxBytes = 1U << 20;
 constexpr std::size_t kMaxDepth = 16;
 constexpr std::size_t kMaxNodes = 50'000;
 
@@ -126,7 +125,7 @@ class TreeBuilder final : public YAML::EventHandler {
 }  // namespace
 
 std::expected<YamlNode, YamlError> parse_yaml(std::string_view text) {
-  if (text.size() > kMaxBytes)
+  if (text.size() > kMaxYamlBytes)
     return std::unexpected(YamlError{0, "is larger than 1 MiB", "is this the right file?"});
   if (text.find('\0') != std::string_view::npos)
     return std::unexpected(YamlError{0, "holds a NUL byte", "is this a text file?"});
@@ -147,7 +146,7 @@ std::expected<YamlNode, YamlError> parse_yaml(std::string_view text) {
     return std::unexpected(refused.error);
   } catch (const YAML::Exception& exception) {
     return std::unexpected(YamlError{line_of(exception.mark), "is not YAML: " + exception.msg,
-                                     "check indentation, colons and quotes near here"});
+                                     "check indentation (spaces, no tabs), colons and quotes near here"});
   }
 }
 

@@ -1,6 +1,7 @@
 // SPDX-License-Identifier: Apache-2.0
 #pragma once
 
+#include <cstddef>
 #include <cstdint>
 #include <expected>
 #include <string>
@@ -25,6 +26,8 @@ struct YamlError {
   std::string message;
   std::string remedy;
 };
+
+inline constexpr std::size_t kMaxYamlBytes = 1U << 20;
 
 /// Parses one document. Refused: more than 1 MiB, 16 levels or 50,000 nodes, anchors, aliases, tags, a second
 /// document, keys that are not plain words.
