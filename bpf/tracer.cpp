@@ -10,6 +10,7 @@
 #include <cerrno>
 #include <cstring>
 #include <map>
+#include <optional>
 #include <utility>
 
 #include "bpf/abi.h"
@@ -255,6 +256,8 @@ Result<void> Tracer::offer_spare(SlotIdentity identity) {
 std::uint32_t Tracer::spares() const {
   return impl_->identities.spares();
 }
+
+const SlotMaps& Tracer::host_maps() const { return *impl_->host_maps; }
 
 // --- identity
 // ----------------------------------------------------------------------------------------------------

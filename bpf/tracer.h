@@ -138,6 +138,8 @@ class Tracer {
   core::Result<void> offer_spare(core::SlotIdentity identity);
   /// Slots in the pool just now.
   std::uint32_t spares() const;
+  /// Slot 0: what marked processes did while they held no slot.
+  const SlotMaps& host_maps() const;
 
   // --- identity ----------------------------------------------------------------------------------------------
   /// The process's slot: the one that the kernel already gave it, or a spare taken now. resource_exhausted if the

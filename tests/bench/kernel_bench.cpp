@@ -1,0 +1,187 @@
+// SPDX-License-Identifier: Apache-2.0
+// What tracing costs a block request: nanoseconds of each program by the kernel's own run counts, beside an
+// empty program on the same hook and beside biolatency (libbpf-tools), on the same load: fio on a loop device
+// over tmpfs.
+#include <bpf/bpf.h>
+#include <bpf/libbpf.h>
+#include <kernel_empty.skel.h>
+#include <sys/mount.h>
+#include <sys/stat.h>
+#include <sys/sysmacros.h>
+#include <unistd.h>
+
+#include <algorithm>
+#include <cstdio>
+#include <cstdlib>
+#include <map>
+#include <string>
+#include <thread>
+
+#include "hostd/core/unique_fd.h"
+#include "tests/bpf/rig.h"
+#include "tests/support/catch.h"
+
+namespace kvmscope::bpf::test {
+namespace {
+
+/// Runs and nanoseconds of a program.
+struct Cost {
+  std::uint64_t runs = 0;
+  std::uint64_t ns = 0;
+  double each() const { return runs == 0 ? 0 : static_cast<double>(ns) / static_cast<double>(runs); }
+};
+using Costs = std::map<std::string, Cost>;
+
+/// Every program in the kernel whose name begins so. (The same name in two objects would add up: none does
+/// here.)
+Costs costs(const std::string& prefix) {
+  Costs out;
+  for (__u32 id = 0; bpf_prog_get_next_id(id, &id) == 0;) {
+    const int fd = bpf_prog_get_fd_by_id(id);
+    bpf_prog_info info{};
+    __u32 size = sizeof(info);
+    if (fd >= 0 && bpf_obj_get_info_by_fd(fd, &info, &size) == 0 &&
+        std::string(info.name).starts_with(prefix)) {
+      out[info.name].runs += info.run_cnt;
+      out[info.name].ns += info.run_time_ns;
+    }
+    if (fd >= 0) ::close(fd);
+  }
+  return out;
+}
+
+Costs since(Costs after, const Costs& before) {
+  for (auto& [name, cost] : after) {
+    if (const auto old = before.find(name); old != before.end()) {
+      cost.runs -= old->second.runs;
+      cost.ns -= old->second.ns;
+    }
+  }
+  return after;
+}
+
+double sum(const Costs& all) {
+  double ns = 0;
+  for (const auto& [name, cost] : all) ns += cost.each();
+  return ns;
+}
+
+void print(const char* title, const Costs& all) {
+  std::printf("%s\n", title);
+  for (const auto& [name, cost] : all) {
+    if (cost.runs > 0) std::printf("  %-18s %9lu runs %7.1f ns\n", name.c_str(), cost.runs, cost.each());
+  }
+}
+
+class Tmpfs {
+ public:
+  explicit Tmpfs(std::filesystem::path where) : where_(std::move(where)) {
+    std::filesystem::create_directory(where_);
+    REQUIRE(::mount("none", where_.c_str(), "tmpfs", 0, "size=96m") == 0);
+  }
+  ~Tmpfs() { ::umount2(where_.c_str(), MNT_DETACH); }
+  Tmpfs(const Tmpfs&) = delete;
+  Tmpfs& operator=(const Tmpfs&) = delete;
+
+ private:
+  std::filesystem::path where_;
+};
+
+/// A loop device on memory, without direct I/O (tmpfs has none).
+class MemoryDisk {
+ public:
+  MemoryDisk() : tmpfs_(dir_ / "mem") {
+    write_file(dir_ / "mem" / "image", 64U << 20U);
+    path_ = run({"losetup", "--find", "--show", (dir_ / "mem" / "image").string()});
+    path_.pop_back();
+  }
+  ~MemoryDisk() { run_status({"losetup", "-d", path_}); }
+  MemoryDisk(const MemoryDisk&) = delete;
+  MemoryDisk& operator=(const MemoryDisk&) = delete;
+  const std::string& path() const { return path_; }
+
+ private:
+  TempDir dir_;
+  Tmpfs tmpfs_;
+  std::string path_;
+};
+
+Arguments load(const std::string& fio, const std::string& disk) {
+  return {fio,           "--name=j",          "--filename=" + disk, "--direct=1",
+          "--bs=4k",     "--rw=randread",     "--norandommap",      "--size=64M",
+          "--loops=100", "--ioengine=libaio", "--iodepth=32",       "--time_based",
+          "--runtime=5", "--thread"};
+}
+
+TEST_CASE("cost of a block request's programs") {
+  const MemoryDisk disk;
+  const core::UniqueFd stats(bpf_enable_stats(BPF_STATS_RUN_TIME));
+  REQUIRE(stats);
+
+  struct Destroy {
+    void operator()(kernel_empty* skeleton) const { kernel_empty__destroy(skeleton); }
+  };
+  const std::unique_ptr<kernel_empty, Destroy> empty(kernel_empty__open_and_load());
+  REQUIRE(empty);
+  REQUIRE(kernel_empty__attach(empty.get()) == 0);
+
+  double vm_ns = 0;
+  double foreign_ns = 0;
+  {
+    Rig rig;
+    const SlotMaps maps = rig.spare(1);
+    // One request of a VM, so that the queue is known: what a foreign one costs at worst.
+    Child vm({rig.qemu("dd"), "if=" + disk.path(), "of=/dev/null", "bs=4k", "count=1", "iflag=direct"});
+    REQUIRE(vm.wait() == 0);
+    Costs ours = costs("kv_");
+    Costs none = costs("empty_");
+    run(load("fio", disk.path()));
+    Costs foreign = since(costs("kv_"), ours);
+    Costs foreign_empty = since(costs("empty_"), none);
+    print("foreign request, on a queue that a VM uses:", foreign);
+    print("  empty programs:", foreign_empty);
+    foreign_ns = sum({{"s", foreign["kv_io_start"]},
+                      {"i", foreign["kv_rq_issue"]},
+                      {"c", foreign["kv_rq_complete"]}}) -
+                 sum(foreign_empty);
+
+    // A disk that the daemon has listed, as those of named VMs are.
+    const SlotMaps fresh = rig.spare(2);
+    struct stat device{};
+    REQUIRE(::stat(disk.path().c_str(), &device) == 0);
+    const DiskKey key = disk_key(major(device.st_rdev), minor(device.st_rdev), 0);
+    REQUIRE(rig.tracer().number_disks(fresh.identity(), {&key, 1}));
+    const std::string fio = rig.qemu("fio");
+    ours = costs("kv_");
+    none = costs("empty_");
+    run(load(fio, disk.path()));
+    Costs own = since(costs("kv_"), ours);
+    Costs own_empty = since(costs("empty_"), none);
+    print("VM request:", own);
+    print("  empty programs:", own_empty);
+    vm_ns = sum({{"s", own["kv_io_start"]}, {"i", own["kv_rq_issue"]}, {"c", own["kv_rq_complete"]}}) -
+            sum(own_empty);
+    REQUIRE(totals(fresh, 0).operations[KV_READ].count > 1000);
+  }
+
+  Child biolatency({"biolatency", "7", "1"});
+  std::this_thread::sleep_for(std::chrono::milliseconds(1500));
+  const Costs bio_before = costs("block_rq_");
+  const Costs none = costs("empty_");
+  run(load("fio", disk.path()));
+  const Costs bio = since(costs("block_rq_"), bio_before);
+  const Costs bio_empty = since(costs("empty_"), none);
+  print("biolatency (libbpf-tools):", bio);
+  const double bio_ns =
+      sum(bio) - (bio_empty.at("empty_issue").each() + bio_empty.at("empty_complete").each());
+
+  std::printf(
+      "above empty programs: VM request %.0f ns (target 280), foreign request %.0f ns (target 60), "
+      "biolatency %.0f ns for every request\n",
+      vm_ns, foreign_ns, bio_ns);
+  std::printf("ratio: VM / biolatency %.2f, foreign / biolatency %.2f\n", vm_ns / bio_ns,
+              foreign_ns / bio_ns);
+}
+
+}  // namespace
+}  // namespace kvmscope::bpf::test
