@@ -63,6 +63,8 @@ void Registry::Impl::claim_failed(core::ProcessKey key, const core::Error& error
   ++counts.claims_failed;
   const bool rebind = process->asked == Process::Asked::rebind;
   process->asked = Process::Asked::nothing;
+  process->claimed_for.reset();
+  process->slot_known = true;
   if (error.code() == core::ErrorCode::not_found) {
     exited(key, now);
   } else if (!process->ended()) {
@@ -83,13 +85,13 @@ void Registry::Impl::vm(const core::VmFacts& facts, const Now& now, Actions& out
   if (facts.process.tgid == 0 || !believable(find(facts.process), facts)) return;
   const bool running = is_latest(facts, now);
   Process& qemu = process(facts.process);
-  adopt_facts(qemu, facts);
-  if (running) {
-    revive(qemu, now, out);
-  } else if (!qemu.gone) {
-    qemu.gone = true;
-    end(qemu, now);
+  if (running) revive(qemu, now, out);
+  if (!running) vm_gone(qemu.key, now);
+  if (qemu.ended() && qemu.owner) {
+    const std::optional<Owner> owner = resolver.by_facts(facts);
+    if (owner && owner->tenant != qemu.owner->tenant) return;  // who had it when it ended has it for good
   }
+  adopt_facts(qemu, facts);
   reconcile(qemu, now, out);
 }
 

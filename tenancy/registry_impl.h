@@ -36,10 +36,12 @@ struct Process {
   std::string comm;
   std::optional<ProcessHint> hint;
   std::optional<core::VmFacts> facts;
-  std::optional<Owner> owner;    ///< the last that any source named
-  Record* record = nullptr;      ///< draining if the process has ended; over quota: without a slot
-  Asked asked = Asked::nothing;  ///< an answer is due
-  bool waiting = false;          ///< was refused: asks again when there are spares
+  std::optional<Owner> owner;        ///< the last that any source named
+  Record* record = nullptr;          ///< draining if the process has ended; over quota: without a slot
+  Asked asked = Asked::nothing;      ///< an answer is due
+  std::optional<Owner> claimed_for;  ///< the owner when the claim was asked for
+  bool slot_known = false;           ///< the kernel has said which slot it has, or that it has none
+  bool waiting = false;              ///< was refused: asks again when there are spares
   std::optional<std::uint64_t> rebind_refused_ns;
   bool trust_hint = false;  ///< libvirt had its time to speak
   bool bind_due = false;

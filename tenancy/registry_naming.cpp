@@ -38,10 +38,12 @@ void Registry::Impl::reconcile(Process& process, const Now& now, Actions& out) {
     hand_over(process, now, out);
   } else if (process.owner) {
     record.epoch.tenancy_source = owned(record) ? process.owner->source : "";
+    const bool came_back = process.rebind_refused_ns.has_value();
     process.waiting = false;
     process.rebind_refused_ns.reset();
     const core::TenantId& tenant = record.epoch.tenant;
-    if (!was_owned && owned(record) && in_use(tenant) > quota(tenant).slots) return evict(process, now, out);
+    const bool newcomer = owned(record) && (!was_owned || came_back);
+    if (newcomer && in_use(tenant) > quota(tenant).slots) return evict(process, now, out);
   }
   if (process.record == &record) furnish(process, out);
 }
@@ -67,7 +69,8 @@ void Registry::Impl::resolve(Process& process) {
   }
   // An owner that vanishes is not a change of owner: metadata is rewritten in two steps, rules are edited.
   const bool vanished = process.owner && !owner;
-  if (owner) process.owner = owner;
+  const bool settled = process.ended() && process.owner;
+  if (owner && !settled) process.owner = owner;
   if (process.record == nullptr) return;
   process.record->epoch.owner_vanished = vanished;
   update_facts(process, *process.record);
@@ -137,7 +140,10 @@ void Registry::Impl::furnish(Process& process, Actions& out) {
 
 void Registry::Impl::ask_for_slot(Process& process, const Now& now, Actions& out) {
   if (!process.facts || process.ended() || process.asked != Process::Asked::nothing) return;
-  if (process.owner && in_use(process.owner->tenant) >= quota(process.owner->tenant).slots) {
+  // Over quota or not, the first claim tells whether the kernel gave it a slot at exec: who counts there must
+  // be known.
+  if (process.slot_known && process.owner &&
+      in_use(process.owner->tenant) >= quota(process.owner->tenant).slots) {
     return note_over_quota(process, now, out);
   }
   if (process.waiting) {
@@ -145,6 +151,7 @@ void Registry::Impl::ask_for_slot(Process& process, const Now& now, Actions& out
     --retries;
   }
   out.emplace_back(Claim{process.key});
+  process.claimed_for = process.owner;
   process.asked = Process::Asked::claim;
 }
 

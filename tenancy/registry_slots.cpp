@@ -1,6 +1,7 @@
 // SPDX-License-Identifier: Apache-2.0
 // An epoch's way through its slot: in by a claim, out by drain, retire, close.
 #include <algorithm>
+#include <utility>
 
 #include "tenancy/registry_impl.h"
 
@@ -43,6 +44,8 @@ void Registry::Impl::enter(Process& process, core::SlotIdentity identity, std::u
   record.epoch.slot = identity;
   record.epoch.start_unix_ns = start_unix_ns;
   record.rows = pool.rows(identity);
+  record.owner = std::exchange(process.claimed_for, std::nullopt);
+  process.slot_known = true;
   record.name_by_ns = deadline(now, config.unattributed_after);
   by_slot[identity] = &record;
   process.bind_due = process.number_due = true;

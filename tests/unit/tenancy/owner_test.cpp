@@ -264,28 +264,58 @@ TEST_CASE("VMs beyond the quota are not traced; what they counted until then sta
   REQUIRE(host.registry.stats().over_quota == 1);
 }
 
-TEST_CASE("a VM that is over quota from the start takes no slot at all") {
+TEST_CASE("a VM that is over quota from the start gives its slot back at once, and asks no more") {
   Host host(with_slots(0));
   const auto process = host.start_untraced(100);
   host.vm("u1", process, "a");
-  REQUIRE(host.all<Claim>().empty());
+  REQUIRE(host.all<Claim>().size() == 1);
+  REQUIRE(host.all<Unbind>().size() == 1);
   REQUIRE(host.epoch(process).state == EpochState::over_quota);
   host.vm("u1", process, "a");
   host.tick(1s);
+  host.tick(3s);
+  REQUIRE(host.all<Claim>().size() == 1);
   REQUIRE(host.registry.stats().over_quota == 1);
+  REQUIRE(host.registry.stats().slots_in_use == 0);
   REQUIRE(host.registry.tenants().size() == 1);
 }
 
+TEST_CASE("what the kernel counted unheard for an owner beyond his quota is not the next owner's") {
+  Host host(with_slots(0));
+  const core::ProcessKey process{100, host.ticks()};
+  const auto slot = host.kernel.exec(process);  // the event is lost
+  host.kernel.work(process, 5);
+  host.vm("u1", process, "a");
+  const auto serial = host.registry.by_slot(slot)->serial;
+  host.vm("u1", process, "b");
+  REQUIRE(host.epoch(process).tenant.value == "b");
+  REQUIRE(host.epoch(process).slot != slot);
+  host.tick(3s);
+  REQUIRE(host.drained.at(serial) == 5);
+  REQUIRE(host.in_state(EpochState::closed).at(0)->tenant.value == "a");
+}
+
+TEST_CASE("an owner named while the claim was under way comes second") {
+  Host host;
+  const core::ProcessKey process{100, host.ticks()};
+  const auto slot = host.kernel.exec(process);  // the event is late
+  host.registry.on_vm(host.facts("u1", process, "a"), host.now);
+  host.registry.on_vm(host.facts("u1", process, "b"), host.now);
+  host.apply(host.registry.on_claimed(process, slot, "", std::nullopt, host.now));
+  REQUIRE(host.registry.by_slot(slot)->tenant.value == "a");
+  REQUIRE(host.epoch(process).tenant.value == "b");
+}
+
 TEST_CASE("claims under way count against the quota") {
-  Host host(with_slots(1));
-  const auto first = host.start_untraced(100);
-  const auto second = host.start_untraced(101);
-  REQUIRE(std::get<Claim>(host.registry.on_vm(host.facts("u1", first, "a"), host.now).at(0)).process ==
-          first);
-  const auto actions = host.registry.on_vm(host.facts("u2", second, "a"), host.now);
-  REQUIRE(std::holds_alternative<AddTenant>(actions.at(0)));
+  Host host(with_slots(0));
+  const auto first = host.start(100);
+  const auto second = host.start(101);
+  host.vm("u1", first, "a");
+  host.vm("u2", second, "a");
+  const Actions actions = host.registry.reconfigure(with_slots(1), host.now);
   REQUIRE(actions.size() == 1);
-  REQUIRE(host.epoch(second).state == EpochState::over_quota);
+  REQUIRE(std::get<Claim>(actions[0]).process == first);
+  REQUIRE(host.registry.tick(host.now).empty());
 }
 
 TEST_CASE("a reboot does not push a VM over its own quota") {
