@@ -268,7 +268,8 @@ KV_INLINE __u32 kv_bucket(__u64 ns) {
   if (first > KV_BUCKETS - 3) first = KV_BUCKETS - 3;
   first += (ns > kv_bounds[first]) + (ns > kv_bounds[first + 1]) + (ns > kv_bounds[first + 2]) +
            (ns > kv_bounds[first + 3]);
-  return first > KV_BUCKETS ? KV_BUCKETS : first;
+  if (first > KV_BUCKETS) first = KV_BUCKETS;
+  return first;
 }
 
 /* Key of a disk: dev as the kernel has it (major << 20 | minor), inode 0 for the block device itself.

@@ -12,7 +12,9 @@ endif()
 add_library(kvmscope_flags INTERFACE)
 target_compile_options(kvmscope_flags INTERFACE
   -Wall -Wextra -Wshadow -Wnon-virtual-dtor -Wold-style-cast -Wimplicit-fallthrough -Werror
-  -fstack-protector-strong)
+  -fstack-protector-strong
+  # A designated initialiser that names what matters leaves the rest empty on purpose.
+  -Wno-missing-field-initializers)
 target_include_directories(kvmscope_flags INTERFACE ${CMAKE_SOURCE_DIR})
 target_link_libraries(kvmscope_flags INTERFACE Threads::Threads)
 if(CMAKE_CXX_COMPILER_ID STREQUAL "Clang")

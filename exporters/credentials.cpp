@@ -2,11 +2,10 @@
 #include "exporters/credentials.h"
 
 #include <fcntl.h>
-#include <sys/stat.h>
+#include <string.h>  // NOLINT(modernize-deprecated-headers): explicit_bzero
 #include <unistd.h>
 
 #include <algorithm>
-#include <array>
 
 #include "hostd/core/unique_fd.h"
 
@@ -17,88 +16,106 @@ using core::ErrorCode;
 using core::fail;
 using core::Result;
 
-constexpr off_t kMaxFile = 1 << 20;
-constexpr std::size_t kMaxToken = 64 << 10;
+constexpr std::size_t kMaxBytes = 64U << 10;
 
-enum class Privacy { open, secret };
-
-Result<std::string> read_file(const std::string& path, Privacy privacy) {
-  const core::UniqueFd fd(::open(path.c_str(), O_RDONLY | O_CLOEXEC | O_NONBLOCK));
-  if (!fd) return fail(core::Error::from_errno("open " + path));
-  struct stat info {};
-  if (::fstat(fd.get(), &info) != 0) return fail(core::Error::from_errno("stat " + path));
-  if (!S_ISREG(info.st_mode)) return fail(ErrorCode::invalid_argument, path + ": is not a regular file");
-  if (privacy == Privacy::secret && (info.st_mode & (S_IROTH | S_IWOTH)) != 0) {
-    return fail(ErrorCode::permission_denied, path + ": others may read or write it: chmod o-rw " + path);
-  }
-  if (info.st_size > kMaxFile) return fail(ErrorCode::invalid_argument, path + ": is larger than 1 MiB");
-  std::string text(static_cast<std::size_t>(info.st_size), '\0');
-  std::size_t have = 0;
-  while (have < text.size()) {
-    const ssize_t got = ::read(fd.get(), text.data() + have, text.size() - have);
-    if (got < 0) return fail(core::Error::from_errno("read " + path));
-    if (got == 0) break;
-    have += static_cast<std::size_t>(got);
-  }
-  text.resize(have);
-  if (text.empty()) return fail(ErrorCode::invalid_argument, path + ": is empty");
-  return text;
+std::int64_t ns(const timespec& time) {
+  return time.tv_sec * 1'000'000'000 + time.tv_nsec;
 }
 
-Result<std::string> read_token(const std::string& path) {
-  Result<std::string> token = read_file(path, Privacy::secret);
-  if (!token) return token;
-  while (!token->empty() && (token->back() == '\n' || token->back() == '\r' || token->back() == ' ')) token->pop_back();
-  if (token->empty()) return fail(ErrorCode::invalid_argument, path + ": is empty");
-  if (token->size() > kMaxToken) return fail(ErrorCode::invalid_argument, path + ": is longer than 64 KiB");
-  if (std::ranges::any_of(*token, [](unsigned char c) { return c <= 0x20 || c >= 0x7f; })) {
-    return fail(ErrorCode::invalid_argument, path + ": holds a space, a control character or a byte that is not ASCII");
+void wipe(std::string& secret) {
+  ::explicit_bzero(secret.data(), secret.size());
+  secret.clear();
+}
+
+std::string_view noun(CredentialFile::Kind kind) {
+  switch (kind) {
+    case CredentialFile::Kind::token:
+      return "token file ";
+    case CredentialFile::Kind::private_key:
+      return "key file ";
+    case CredentialFile::Kind::certificate:
+      return "certificate file ";
   }
-  return token;
+  return "";
+}
+
+Result<std::string> read_all(int fd, std::string_view what) {
+  std::string content(kMaxBytes + 1, '\0');
+  std::size_t size = 0;
+  while (size < content.size()) {
+    const ssize_t got = ::read(fd, content.data() + size, content.size() - size);
+    if (got < 0 && errno == EINTR) continue;
+    if (got < 0) return fail(core::Error::from_errno(what));
+    if (got == 0) break;
+    size += static_cast<std::size_t>(got);
+  }
+  if (size > kMaxBytes) {
+    wipe(content);
+    return fail(ErrorCode::invalid_argument, std::string(what) + ": larger than 64 KiB");
+  }
+  content.resize(size);
+  return content;
 }
 
 }  // namespace
 
-core::Result<Credentials> read_credentials(const StreamConfig& config) {
-  Credentials credentials;
-  struct Source {
-    const std::string* path;
-    std::string* into;
-    Privacy privacy;
-  };
-  const std::array<Source, 3> files = {{{&config.ca_file, &credentials.ca, Privacy::open},
-                                        {&config.cert_file, &credentials.cert, Privacy::open},
-                                        {&config.key_file, &credentials.key, Privacy::secret}}};
-  for (const Source& file : files) {
-    if (file.path->empty()) continue;
-    Result<std::string> text = read_file(*file.path, file.privacy);
-    if (!text) return fail(text.error());
-    *file.into = std::move(*text);
-  }
-  if (!config.token_file.empty()) {
-    Result<std::string> token = read_token(config.token_file);
-    if (!token) return fail(token.error());
-    credentials.token = std::move(*token);
-  }
-  return credentials;
+CredentialFile::~CredentialFile() {
+  wipe(content_);
 }
 
-std::string credentials_fingerprint(const StreamConfig& config) {
-  std::string print;
-  for (const std::string* path : {&config.token_file, &config.ca_file, &config.cert_file, &config.key_file}) {
-    struct stat info {};
-    if (path->empty() || ::stat(path->c_str(), &info) != 0) {
-      print += "-;";
-      continue;
-    }
-    for (const auto part : {static_cast<std::int64_t>(info.st_ino), static_cast<std::int64_t>(info.st_size),
-                            static_cast<std::int64_t>(info.st_mode), static_cast<std::int64_t>(info.st_ctim.tv_sec),
-                            static_cast<std::int64_t>(info.st_ctim.tv_nsec)}) {
-      print += std::to_string(part) + ",";
-    }
-    print += ";";
+Result<std::string> CredentialFile::read(Stamp& stamp) const {
+  const std::string what = std::string(noun(kind_)) + path_;
+  const core::UniqueFd fd(::open(path_.c_str(), O_RDONLY | O_CLOEXEC | O_NONBLOCK));  // a FIFO must not block
+  if (!fd) return fail(core::Error::from_errno(what));
+  struct stat info{};
+  if (::fstat(fd.get(), &info) != 0) return fail(core::Error::from_errno(what));
+  if (!S_ISREG(info.st_mode)) return fail(ErrorCode::invalid_argument, what + ": not a regular file");
+  if (kind_ != Kind::certificate && (info.st_mode & S_IRWXO) != 0) {
+    return fail(ErrorCode::permission_denied, what + ": other users may access it; run: chmod o= " + path_);
   }
-  return print;
+  stamp = {info.st_dev, info.st_ino, info.st_size, ns(info.st_mtim), ns(info.st_ctim)};
+  auto content = read_all(fd.get(), what);
+  if (!content) return content;
+  return checked(std::move(*content));
+}
+
+Result<std::string> CredentialFile::checked(std::string content) const {
+  const std::string what = std::string(noun(kind_)) + path_;
+  const auto refuse = [&](const char* why) {
+    wipe(content);
+    return fail(ErrorCode::invalid_argument, what + ": " + why);
+  };
+  if (kind_ == Kind::token) {
+    while (!content.empty() && (content.back() == '\n' || content.back() == '\r')) content.pop_back();
+    if (content.empty()) return refuse("empty");
+    const auto visible = [](char c) { return c > 0x20 && c < 0x7F; };
+    if (!std::all_of(content.begin(), content.end(), visible)) {
+      return refuse("must be one line of visible ASCII characters: a header cannot carry the rest");
+    }
+  } else if (content.find(kind_ == Kind::private_key ? "PRIVATE KEY-----" : "-----BEGIN CERTIFICATE-----") ==
+             std::string::npos) {
+    return refuse(kind_ == Kind::private_key ? "holds no PEM private key" : "holds no PEM certificate");
+  }
+  return content;
+}
+
+Result<bool> CredentialFile::refresh(Look look) {
+  if (look == Look::if_changed && stamp_.has_value()) {
+    struct stat info{};
+    if (::stat(path_.c_str(), &info) == 0 &&
+        Stamp{info.st_dev, info.st_ino, info.st_size, ns(info.st_mtim), ns(info.st_ctim)} == *stamp_) {
+      return false;
+    }
+  }
+  stamp_.reset();
+  Stamp stamp{};
+  auto content = read(stamp);
+  if (!content) return fail(content.error());
+  stamp_ = stamp;
+  const bool changed = *content != content_;
+  content_.swap(*content);
+  wipe(*content);
+  return changed;
 }
 
 }  // namespace kvmscope::exporters

@@ -1,184 +1,184 @@
 // SPDX-License-Identifier: Apache-2.0
 #include "exporters/grpc_stream.h"
 
-#include <boost/asio/post.hpp>
-#include <utility>
+#include <grpcpp/alarm.h>
+#include <grpcpp/channel.h>
+#include <grpcpp/client_context.h>
+#include <grpcpp/create_channel.h>
+#include <grpcpp/generic/generic_stub.h>
+#include <grpcpp/security/credentials.h>
 
-#include "exporters/grpc_verdict.h"
-#include "exporters/proto/collector_logs.pb.h"
-#include "exporters/proto/collector_metrics.pb.h"
+#include "exporters/response.h"
 
 namespace kvmscope::exporters {
 namespace {
 
-using core::ErrorCode;
-using core::fail;
-namespace collector = opentelemetry::proto::collector;
+/// An answer is a few bytes; it may be gzip, so this also bounds what it can inflate to.
+constexpr int kMaxResponseBytes = 64 << 10;
+constexpr int kKeepaliveTimeMs = 300'000;  ///< what servers allow by default
+constexpr int kKeepaliveTimeoutMs = 20'000;
 
-constexpr std::chrono::milliseconds kWatchInterval{500};
-constexpr const char* kMethods[] = {"/opentelemetry.proto.collector.metrics.v1.MetricsService/Export",
-                                    "/opentelemetry.proto.collector.logs.v1.LogsService/Export"};
-
-bool legal_header(const std::string& key, const std::string& value) {
-  if (key.empty() || key.starts_with("grpc-") || key.starts_with(":") || key == "authorization") return false;
-  for (const char c : key) {
-    if (!((c >= 'a' && c <= 'z') || (c >= '0' && c <= '9') || c == '-' || c == '_' || c == '.')) return false;
-  }
-  if (key.ends_with("-bin")) return false;
-  for (const unsigned char c : value) {
-    if (c < 0x20 || c > 0x7e) return false;
-  }
-  return true;
+const char* method(Signal signal) {
+  return signal == Signal::metrics ? "/opentelemetry.proto.collector.metrics.v1.MetricsService/Export"
+                                   : "/opentelemetry.proto.collector.logs.v1.LogsService/Export";
 }
 
-bool is_loopback(const std::string& endpoint) {
-  const std::string host = endpoint.substr(0, endpoint.rfind(':'));
-  return host == "localhost" || host == "[::1]" || host.starts_with("127.");
+/// The request's bytes as they are, kept alive until gRPC has let go of them.
+grpc::ByteBuffer view(const std::shared_ptr<const std::string>& bytes) {
+  auto* holder = new std::shared_ptr<const std::string>(bytes);
+  const grpc::Slice slice(
+      const_cast<char*>(bytes->data()), bytes->size(),
+      [](void* user) noexcept { delete static_cast<std::shared_ptr<const std::string>*>(user); }, holder);
+  return {&slice, 1};
 }
 
-template <typename Response>
-SendResult partial_success(const std::string& bytes) {
-  SendResult result;
-  Response response;
-  if (!response.ParseFromString(bytes)) return result;  // taken: an answer that cannot be read changes nothing
-  std::int64_t rejected = 0;
-  if constexpr (requires { response.partial_success().rejected_data_points(); }) {
-    rejected = response.partial_success().rejected_data_points();
-  } else {
-    rejected = response.partial_success().rejected_log_records();
-  }
-  result.rejected_items = static_cast<std::uint64_t>(std::max<std::int64_t>(0, rejected));
-  result.message = response.partial_success().error_message().substr(0, 200);
-  for (char& c : result.message) {
-    if (static_cast<unsigned char>(c) < 0x20) c = '?';
-  }
-  return result;
-}
-
-std::string bytes_of(const grpc::ByteBuffer& buffer) {
+std::string text(const grpc::ByteBuffer& buffer) {
   std::vector<grpc::Slice> slices;
-  std::string bytes;
-  if (!buffer.Valid() || !buffer.Dump(&slices).ok()) return bytes;
+  std::string out;
+  if (!buffer.Dump(&slices).ok()) return out;
   for (const grpc::Slice& slice : slices) {
-    bytes.append(reinterpret_cast<const char*>(slice.begin()), slice.size());
+    out.append(reinterpret_cast<const char*>(slice.begin()), slice.size());
   }
-  return bytes;
+  return out;
+}
+
+gpr_timespec after(std::chrono::milliseconds delay) {
+  return gpr_time_add(gpr_now(GPR_CLOCK_MONOTONIC), gpr_time_from_millis(delay.count(), GPR_TIMESPAN));
 }
 
 }  // namespace
 
+/// One attempt; kept alive by gRPC's callbacks, whatever becomes of the stream.
 struct GrpcStream::Call {
+  std::shared_ptr<grpc::Channel> channel;
   grpc::ClientContext context;
   grpc::ByteBuffer request;
   grpc::ByteBuffer response;
+  grpc::Alarm launch;
+  std::vector<std::string> secrets;  ///< of this attempt: the receiver may repeat them in its answer
 };
 
-core::Result<std::unique_ptr<Stream>> GrpcStream::open(boost::asio::any_io_executor executor, core::TenantId tenant,
-                                                       StreamConfig config) {
-  if (config.endpoint.empty()) return fail(ErrorCode::invalid_argument, "endpoint is empty");
-  for (const auto& [key, value] : config.headers) {
-    if (!legal_header(key, value)) return fail(ErrorCode::invalid_argument, "header \"" + key + "\" is not a legal one");
-  }
-  if (!config.tls && !config.token_file.empty() && !is_loopback(config.endpoint)) {
-    return fail(ErrorCode::invalid_argument, "a token would travel in the clear to " + config.endpoint + ": turn TLS on");
-  }
-  std::unique_ptr<GrpcStream> stream(new GrpcStream(std::move(executor), std::move(tenant), std::move(config)));
-  stream->load_credentials();
-  stream->watch_credentials();
-  return stream;
-}
-
 GrpcStream::GrpcStream(boost::asio::any_io_executor executor, core::TenantId tenant, StreamConfig config)
-    : QueuedStream(executor, std::move(tenant), std::move(config)), watch_(executor) {}
+    : QueuedStream(std::move(executor), std::move(tenant), std::move(config)),
+      ca_(this->config().ca_file, CredentialFile::Kind::certificate),
+      cert_(this->config().cert_file, CredentialFile::Kind::certificate),
+      key_(this->config().key_file, CredentialFile::Kind::private_key),
+      token_(this->config().token_file, CredentialFile::Kind::token) {}
 
 GrpcStream::~GrpcStream() {
-  std::unique_lock lock(calls_.mutex);
-  for (Call* call : calls_.open) call->context.TryCancel();
-  calls_.empty.wait(lock, [this] { return calls_.open.empty(); });
+  for (const auto& call : calls_) {
+    if (call != nullptr) call->context.TryCancel();
+  }
 }
 
-void GrpcStream::watch_credentials() {
-  watch_.expires_after(kWatchInterval);
-  watch_.async_wait([this](const boost::system::error_code& error) {
-    if (error) return;
-    if (credentials_fingerprint(config()) != fingerprint_) {
-      load_credentials();
-      credentials_changed();
-    }
-    watch_credentials();
-  });
-}
-
-void GrpcStream::load_credentials() {
-  // Taken before reading: a change during the reading is seen at the next look.
-  fingerprint_ = credentials_fingerprint(config());
-  core::Result<Credentials> loaded = read_credentials(config());
-  if (!loaded) {
-    credentials_error_ = loaded.error().message();
-    credentials_.reset();
+void GrpcStream::refresh(CredentialFile& file, bool thorough, bool channel_depends) {
+  if (!file.configured()) return;
+  const auto changed =
+      file.refresh(thorough ? CredentialFile::Look::always : CredentialFile::Look::if_changed);
+  if (!changed) {
+    if (credential_error_.empty()) credential_error_ = changed.error().message();
     return;
   }
-  const bool same_connection = stub_ && credentials_ && credentials_->ca == loaded->ca &&
-                               credentials_->cert == loaded->cert && credentials_->key == loaded->key;
-  credentials_ = std::move(*loaded);
-  if (!same_connection) connect();
+  if (!*changed) return;
+  ++version_;
+  if (channel_depends) channel_.reset();
 }
 
-void GrpcStream::connect() {
+std::uint64_t GrpcStream::credentials_version(bool thorough) {
+  credential_error_.clear();
+  refresh(ca_, thorough, true);
+  refresh(cert_, thorough, true);
+  refresh(key_, thorough, true);
+  refresh(token_, thorough, false);
+  return version_;
+}
+
+core::Result<void> GrpcStream::prepare() {
+  for (const CredentialFile* file : {&ca_, &cert_, &key_, &token_}) {
+    if (file->configured() && file->content().empty()) {
+      return core::fail(core::ErrorCode::permission_denied, credential_error_);
+    }
+  }
+  if (channel_ == nullptr) channel_ = make_channel();
+  return {};
+}
+
+std::shared_ptr<grpc::Channel> GrpcStream::make_channel() const {
+  const StreamConfig& to = config();
   grpc::ChannelArguments arguments;
-  arguments.SetInt(GRPC_ARG_USE_LOCAL_SUBCHANNEL_POOL, 1);
+  arguments.SetInt(GRPC_ARG_USE_LOCAL_SUBCHANNEL_POOL, 1);  // else channels to one address share a connection
   arguments.SetInt(GRPC_ARG_ENABLE_RETRIES, 0);
   arguments.SetInt(GRPC_ARG_SERVICE_CONFIG_DISABLE_RESOLUTION, 1);
   arguments.SetInt(GRPC_ARG_ENABLE_HTTP_PROXY, 0);
-  arguments.SetInt(GRPC_ARG_INITIAL_RECONNECT_BACKOFF_MS, static_cast<int>(config().backoff_min.count()));
-  arguments.SetInt(GRPC_ARG_MIN_RECONNECT_BACKOFF_MS, static_cast<int>(config().backoff_min.count()));
-  arguments.SetInt(GRPC_ARG_MAX_RECONNECT_BACKOFF_MS, static_cast<int>(config().backoff_max.count()));
-  arguments.SetUserAgentPrefix(std::string("kvmscope/") + KVMSCOPE_VERSION);
-  std::shared_ptr<grpc::ChannelCredentials> channel_credentials = grpc::InsecureChannelCredentials();
-  if (config().tls) {
-    if (!config().server_name.empty()) arguments.SetSslTargetNameOverride(config().server_name);
-    channel_credentials = grpc::SslCredentials({.pem_root_certs = credentials_->ca,
-                                                .pem_private_key = credentials_->key,
-                                                .pem_cert_chain = credentials_->cert});
+  arguments.SetInt(GRPC_ARG_INITIAL_RECONNECT_BACKOFF_MS, static_cast<int>(to.backoff_min.count()));
+  arguments.SetInt(GRPC_ARG_MAX_RECONNECT_BACKOFF_MS, static_cast<int>(to.backoff_max.count()));
+  arguments.SetInt(GRPC_ARG_MIN_RECONNECT_BACKOFF_MS,
+                   static_cast<int>(to.timeout.count()));  // time to connect
+  arguments.SetInt(GRPC_ARG_KEEPALIVE_TIME_MS, kKeepaliveTimeMs);
+  arguments.SetInt(GRPC_ARG_KEEPALIVE_TIMEOUT_MS, kKeepaliveTimeoutMs);
+  arguments.SetMaxSendMessageSize(-1);
+  arguments.SetMaxReceiveMessageSize(kMaxResponseBytes);
+  arguments.SetUserAgentPrefix("kvmscope/" KVMSCOPE_VERSION);
+  std::shared_ptr<grpc::ChannelCredentials> credentials = grpc::InsecureChannelCredentials();
+  if (to.tls) {
+    if (!to.server_name.empty()) arguments.SetSslTargetNameOverride(to.server_name);
+    credentials = grpc::SslCredentials({ca_.content(), key_.content(), cert_.content()});
   }
-  stub_ = std::make_unique<grpc::GenericStub>(
-      grpc::CreateCustomChannel(config().endpoint, channel_credentials, arguments));
+  return grpc::CreateCustomChannel("dns:///" + to.endpoint, credentials, arguments);
 }
 
-void GrpcStream::send(Signal signal, const std::string& request, Reply reply) {
-  if (!credentials_) {
-    SendResult held{.verdict = SendResult::Verdict::credentials, .retry_after = {}, .message = credentials_error_};
-    boost::asio::post(executor(), [reply = std::move(reply), held = std::move(held)] { reply(held); });
-    return;
-  }
+void GrpcStream::start(Signal signal, const Bytes& request) {
   auto call = std::make_shared<Call>();
-  call->context.set_deadline(std::chrono::system_clock::now() + config().timeout);
+  call->channel = channel_;
+  call->request = view(request);
+  call->context.set_deadline(after(config().timeout));
   if (config().gzip) call->context.set_compression_algorithm(GRPC_COMPRESS_GZIP);
-  if (!credentials_->token.empty()) call->context.AddMetadata("authorization", "Bearer " + credentials_->token);
   for (const auto& [key, value] : config().headers) call->context.AddMetadata(key, value);
-  const grpc::Slice slice(request.data(), request.size());
-  call->request = grpc::ByteBuffer(&slice, 1);
-  {
-    const std::lock_guard lock(calls_.mutex);
-    calls_.open.insert(call.get());
+  if (token_.configured()) call->context.AddMetadata("authorization", "Bearer " + token_.content());
+  call->secrets = secrets();
+  calls_[static_cast<std::size_t>(signal)] = call;
+
+  auto completed = [this, box = mailbox(), signal, call](const grpc::Status& status) {
+    Attempt attempt =
+        status.ok() ? judge_response(signal, text(call->response))
+                    : judge_failure(status.error_code(), status.error_message(), status.error_details());
+    const bool timed_out = status.error_code() == grpc::StatusCode::DEADLINE_EXCEEDED;
+    box->post([this, signal, call, attempt = std::move(attempt), timed_out]() mutable {
+      ended(signal, call, std::move(attempt), timed_out);
+    });
+  };
+  // gRPC compresses on the thread that starts a call. That takes a tenth of a second for a large request: so
+  // one of its own threads does it. On the heap, because the alarm keeps its function and the call keeps the
+  // alarm.
+  auto* launched = new std::function<void()>([call, signal, completed = std::move(completed)] {
+    grpc::GenericStub(call->channel)
+        .UnaryCall(&call->context, method(signal), {}, &call->request, &call->response, completed);
+  });
+  call->launch.Set(gpr_now(GPR_CLOCK_MONOTONIC), [launched](bool /*expired*/) {
+    const std::unique_ptr<std::function<void()>> run(launched);
+    (*run)();
+  });
+}
+
+void GrpcStream::ended(Signal signal, const std::shared_ptr<Call>& call, Attempt attempt, bool timed_out) {
+  calls_[static_cast<std::size_t>(signal)].reset();
+  // What could not connect goes on by its own timetable, and what timed out may be dead: the next attempt
+  // connects anew, with an error of its own.
+  const bool broken = timed_out || call->channel->GetState(false) == GRPC_CHANNEL_TRANSIENT_FAILURE;
+  if (broken && channel_ == call->channel) channel_.reset();
+  if (attempt.verdict == Attempt::Verdict::unauthenticated && !credential_error_.empty()) {
+    attempt.message += " (" + credential_error_ + ")";
   }
-  grpc::ClientContext* context = &call->context;
-  const char* method = kMethods[signal == Signal::metrics ? 0 : 1];
-  stub_->UnaryCall(
-      context, method, grpc::StubOptions(), &call->request, &call->response,
-      [this, call, signal, reply = std::move(reply)](const grpc::Status& status) {
-        SendResult result = verdict_of(status);
-        if (status.ok()) {
-          const std::string answer = bytes_of(call->response);
-          result = signal == Signal::metrics
-                       ? partial_success<collector::metrics::v1::ExportMetricsServiceResponse>(answer)
-                       : partial_success<collector::logs::v1::ExportLogsServiceResponse>(answer);
-        }
-        boost::asio::post(executor(), [reply, result = std::move(result)] { reply(result); });
-        const std::lock_guard lock(calls_.mutex);
-        calls_.open.erase(call.get());
-        calls_.empty.notify_all();  // under the lock: the stream may be gone as soon as it is released
-      });
+  attempt.message = one_line(std::move(attempt.message), call->secrets);
+  finished(signal, std::move(attempt));
+}
+
+std::vector<std::string> GrpcStream::secrets() const {
+  std::vector<std::string> out = {token_.content()};
+  for (const auto& [key, value] : config().headers) {
+    if (key != "x-tenant-id") out.push_back(value);
+  }
+  return out;
 }
 
 }  // namespace kvmscope::exporters

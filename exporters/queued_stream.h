@@ -3,93 +3,116 @@
 
 #include <array>
 #include <boost/asio/steady_timer.hpp>
-#include <chrono>
 #include <deque>
-#include <functional>
-#include <memory>
-#include <optional>
+#include <map>
 #include <random>
-#include <string>
 #include <vector>
 
+#include "exporters/attempt.h"
+#include "exporters/mailbox.h"
 #include "exporters/stream.h"
 
 namespace kvmscope::exporters {
 
-/// What became of one attempt to hand a request over.
-struct SendResult {
-  enum class Verdict {
-    ok,
-    retry,        ///< try again, no sooner than retry_after if that is set
-    permanent,    ///< this request will never be taken: drop it
-    credentials,  ///< refused for who we are: hold it until the credentials change
-  } verdict = Verdict::ok;
-  std::optional<std::chrono::milliseconds> retry_after;
-  std::uint64_t rejected_items = 0;  ///< partial success
-  std::string message;               ///< one line, no secret; with ok: the receiver's warning
-};
-
-/// Queue, order, backoff and figures of a stream; what is left to the kinds of streams is one attempt.
+/// What every stream does alike: the bounded queue, one request in flight per signal, backoff, breaker,
+/// holding for credentials, counting. A derived class makes single attempts.
 ///
-/// One request per signal is under way at a time, so a series' points arrive in order. Attempts that fail are repeated
-/// with exponential backoff and jitter, from backoff_min to backoff_max.
+/// Backoff: full jitter below backoff_min * 2^failures, at most backoff_max; from the kBreakerAfter-th
+/// failure in a row one attempt per backoff_max. A receiver's own delay is obeyed up to kPatience *
+/// backoff_max. A lane that is held for credentials looks at them every second, and makes one attempt every
+/// kPatience * backoff_max anyway.
 class QueuedStream : public Stream {
  public:
+  ~QueuedStream() override { mailbox_->close(); }
+
   void submit(Batch batch, Done done) final;
   StreamStats stats() const final;
   const StreamConfig& config() const final { return config_; }
   void flush(std::chrono::milliseconds deadline, std::function<void()> idle) final;
 
  protected:
+  using Bytes = std::shared_ptr<const std::string>;
+
   QueuedStream(boost::asio::any_io_executor executor, core::TenantId tenant, StreamConfig config);
 
-  using Reply = std::function<void(SendResult)>;
-  /// One attempt. `reply` is called once, on the executor's thread, and not from inside send().
-  virtual void send(Signal signal, const std::string& request, Reply reply) = 0;
+  /// Makes ready what an attempt needs. On an error the lane is held until credentials_version() changes.
+  virtual core::Result<void> prepare() { return {}; }
+  /// Starts an attempt, only after prepare() succeeded. Its result comes by finished(), on the executor's
+  /// thread and not from within start().
+  virtual void start(Signal signal, const Bytes& request) = 0;
+  /// Looks at the credentials (thoroughly: at their content); the number grows whenever one has changed.
+  virtual std::uint64_t credentials_version(bool /*thorough*/) { return 0; }
 
-  /// The credentials have changed (or are there at last): what was held for them is tried now.
-  void credentials_changed();
-  const boost::asio::any_io_executor& executor() const { return executor_; }
+  void finished(Signal signal, Attempt attempt);
+  const std::shared_ptr<Mailbox>& mailbox() const { return mailbox_; }
 
  private:
-  struct Pending {
-    std::vector<Batch::Request> requests;
-    std::size_t next = 0;  ///< requests before it are done
-    std::size_t bytes = 0;
+  static constexpr unsigned kBreakerAfter = 6;
+  static constexpr int kPatience = 10;
+  static constexpr std::chrono::milliseconds kCredentialsCheck{1000};
+  using Clock = std::chrono::steady_clock;
+
+  struct Part {
+    Bytes bytes;
     std::size_t items = 0;
-    bool lost = false;  ///< one of its requests was refused for good
-    std::uint64_t queued_at_ns = 0;
+  };
+  struct Entry {
+    std::uint64_t sequence = 0;
+    Batch batch;
     Done done;
+    std::size_t bytes = 0;
+    Clock::time_point since;
+    bool built = false;
+    std::deque<Part> parts;  ///< what is still to be sent, once built
+    bool attempted = false;  ///< the front part has been tried before
+    bool resolved = false;
+    Outcome outcome = Outcome::acknowledged;
   };
-  /// The queue of one signal.
+  /// The batches of one signal, in order. At most one attempt is in flight: the front entry's front part.
   struct Lane {
-    explicit Lane(const boost::asio::any_io_executor& executor) : retry(executor) {}
-    std::deque<Pending> queue;
-    bool sending = false;
-    bool holding = false;  ///< refused for credentials
-    unsigned failures = 0;
-    boost::asio::steady_timer retry;
+    Lane(Signal which, const boost::asio::any_io_executor& executor) : signal(which), timer(executor) {}
+    Signal signal;
+    std::deque<Entry> entries;
+    bool in_flight = false;
+    bool waiting = false;       ///< the timer will call
+    bool held = false;          ///< waiting for credentials
+    unsigned failures = 0;      ///< in a row
+    std::uint64_t version = 0;  ///< of the credentials used last
+    Clock::time_point probe_at;
+    boost::asio::steady_timer timer;
+  };
+  struct Flush {
+    boost::asio::steady_timer timer;
+    std::function<void()> idle;
   };
 
-  Lane& lane(Signal signal) { return lanes_[signal == Signal::metrics ? 0 : 1]; }
-  void attempt(Signal signal);
-  void finished(Signal signal, const SendResult& result);
-  void advance(Signal signal);
-  void wait(Signal signal, std::chrono::milliseconds delay);
+  Lane& lane(Signal signal) { return lanes_[static_cast<std::size_t>(signal)]; }
+  void pump(Lane& lane);
+  void build(Entry& entry) const;
+  void succeeded(Lane& lane, Entry& entry, const Attempt& attempt);
+  void part_done(Lane& lane, Entry& entry);
+  void back_off(Lane& lane, const Attempt& attempt);
+  void hold(Lane& lane);
+  void wait(Lane& lane, std::chrono::milliseconds delay);
+  void timer_fired(Lane& lane);
+  void resolve(Entry& entry, Outcome outcome);
+  void deliver(Lane& lane);
+  void trim();
+  bool drop_oldest();
+  std::size_t waiting_bytes() const;
+  void finish_flushes();
   std::chrono::milliseconds backoff(unsigned failures);
-  void make_room(Lane& lane, std::size_t bytes);
-  void check_idle();
 
+  const core::TenantId tenant_;
+  const StreamConfig config_;
   boost::asio::any_io_executor executor_;
-  core::TenantId tenant_;
-  StreamConfig config_;
-  StreamStats stats_;
+  std::shared_ptr<Mailbox> mailbox_;
   std::array<Lane, 2> lanes_;
-  std::minstd_rand random_;
-  std::function<void()> idle_;
-  boost::asio::steady_timer flush_deadline_;
-  /// Gone with the stream: replies that come later find it expired.
-  std::shared_ptr<bool> alive_ = std::make_shared<bool>(true);
+  std::map<std::uint64_t, Flush> flushes_;
+  std::uint64_t next_flush_ = 0;
+  std::uint64_t next_sequence_ = 0;
+  std::minstd_rand random_{std::random_device{}()};
+  StreamStats stats_;
 };
 
 }  // namespace kvmscope::exporters

@@ -143,11 +143,10 @@ void ExportCycle::add_epoch(const tenancy::Epoch& epoch, Interval& interval) {
 }
 
 void ExportCycle::add_closed(const tenancy::Epoch& epoch, const EpochData& data, Interval& interval) {
-  const core::Generation generation = epoch.slot.generation;
-  auto [found, first] = closed_.try_emplace(generation);
+  auto [found, first] = closed_.try_emplace(epoch.serial);
   Closed& closed = found->second;
   if (first) {
-    top_.forget(generation);
+    top_.forget(epoch);
     closed.id = epoch.id;
     closed.final_unix_ns = std::max(interval.unix_ns, epoch.end_unix_ns);
     if (epoch.tenant.value.empty() || !streams_.wanted(epoch.tenant)) closed.tenant = Delivery::done;
@@ -161,26 +160,26 @@ void ExportCycle::add_closed(const tenancy::Epoch& epoch, const EpochData& data,
   } else {
     reading_.points(epoch.start_unix_ns, closed.final_unix_ns, points_);
   }
-  if (over || ended) interval.finished.push_back(generation);
+  if (over || ended) interval.finished.push_back(epoch.serial);
   if (over || points_.empty()) return;
 
   const exporters::EncodedScope scope = exporters::encode_metrics(points_);
   if (!epoch.tenant.value.empty() && streams_.wanted(epoch.tenant) && (ended || closed.tenant == Delivery::due)) {
     Outgoing& outgoing = tenant_outgoing(epoch.tenant, interval);
     add_to(outgoing, vm_resource(epoch, false), scope);
-    if (!ended) outgoing.finals.push_back(generation);
+    if (!ended) outgoing.finals.push_back(epoch.serial);
   }
   if (streams_.wanted(kOperator) && (ended || closed.operators == Delivery::due)) {
     add_to(interval.operators, vm_resource(epoch, true), scope);
-    if (!ended) interval.operators.finals.push_back(generation);
+    if (!ended) interval.operators.finals.push_back(epoch.serial);
   }
 }
 
-void ExportCycle::delivered(const std::vector<core::Generation>& finals, bool operators,
+void ExportCycle::delivered(const std::vector<std::uint64_t>& finals, bool operators,
                             exporters::Stream::Outcome outcome) {
   const Delivery now = outcome == exporters::Stream::Outcome::acknowledged ? Delivery::done : Delivery::due;
-  for (const core::Generation generation : finals) {
-    const auto closed = closed_.find(generation);
+  for (const std::uint64_t serial : finals) {
+    const auto closed = closed_.find(serial);
     if (closed == closed_.end()) continue;
     (operators ? closed->second.operators : closed->second.tenant) = now;
   }
@@ -190,8 +189,8 @@ void ExportCycle::submit(Outgoing outgoing, bool operators) {
   if (outgoing.batch.empty()) return;
   exporters::Stream* stream = streams_.get(outgoing.batch.tenant());
   if (stream == nullptr) return;  // ended epochs stay due and are offered again
-  for (const core::Generation generation : outgoing.finals) {
-    Closed& closed = closed_.at(generation);
+  for (const std::uint64_t serial : outgoing.finals) {
+    Closed& closed = closed_.at(serial);
     (operators ? closed.operators : closed.tenant) = Delivery::queued;
   }
   stream->submit(std::move(outgoing.batch),
@@ -217,7 +216,7 @@ void ExportCycle::send_logs() {
 
   std::map<core::TenantId, exporters::Batch> batches;
   for (const tenancy::Epoch* epoch : registry_.epochs()) {
-    const auto found = by_epoch.find(epoch->slot.generation);
+    const auto found = by_epoch.find(keeper_.generation(*epoch));
     if (found == by_epoch.end()) continue;
     if (epoch->id.value.empty()) {  // not named yet: kept for its owner
       logs_.insert(logs_.end(), found->second.begin(), found->second.end());
@@ -290,8 +289,8 @@ void ExportCycle::run(SelfReading self) {
   }
   send_logs();
 
-  for (const core::Generation generation : interval.finished) {
-    const auto closed = closed_.find(generation);
+  for (const std::uint64_t serial : interval.finished) {
+    const auto closed = closed_.find(serial);
     if (closed == closed_.end()) continue;
     if (const tenancy::Epoch* epoch = registry_.by_id(closed->second.id)) keeper_.forget(*epoch);
     closed_.erase(closed);

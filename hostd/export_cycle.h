@@ -53,7 +53,7 @@ class ExportCycle {
   struct Outgoing {
     explicit Outgoing(core::TenantId tenant) : batch(std::move(tenant), exporters::Signal::metrics) {}
     exporters::Batch batch;
-    std::vector<core::Generation> finals;
+    std::vector<std::uint64_t> finals;  ///< epochs' serials
     std::uint64_t vms = 0;
   };
   struct Interval {
@@ -61,7 +61,7 @@ class ExportCycle {
     std::uint64_t monotonic_ns = 0;
     std::map<core::TenantId, Outgoing> tenants;
     Outgoing operators{kOperator};
-    std::vector<core::Generation> finished;
+    std::vector<std::uint64_t> finished;  ///< epochs' serials
   };
 
   void add_epoch(const tenancy::Epoch& epoch, Interval& interval);
@@ -69,7 +69,7 @@ class ExportCycle {
   void add_to(Outgoing& outgoing, const core::Resource& resource, const exporters::EncodedScope& scope);
   Outgoing& tenant_outgoing(const core::TenantId& tenant, Interval& interval);
   void submit(Outgoing outgoing, bool operators);
-  void delivered(const std::vector<core::Generation>& finals, bool operators, exporters::Stream::Outcome outcome);
+  void delivered(const std::vector<std::uint64_t>& finals, bool operators, exporters::Stream::Outcome outcome);
   void send_logs();
   void limit_closed();
 
@@ -85,7 +85,7 @@ class ExportCycle {
   const std::uint64_t start_unix_ns_;
   VmReading reading_;
   std::vector<core::Point> points_;
-  std::unordered_map<core::Generation, Closed> closed_;
+  std::unordered_map<std::uint64_t, Closed> closed_;  ///< by the epoch's serial
   std::vector<PendingLog> logs_;
   std::uint64_t cycles_ = 0;
   std::uint64_t closed_lost_ = 0;

@@ -6,6 +6,7 @@
 
 #include <algorithm>
 #include <filesystem>
+#include <iterator>
 #include <utility>
 
 namespace kvmscope::hostd {
@@ -38,9 +39,15 @@ SlotKeeper::SlotKeeper(bpf::Tracer& tracer, tenancy::Registry& registry, const c
     : tracer_(tracer), registry_(registry), clock_(clock), report_(std::move(report)) {}
 
 void SlotKeeper::carry_out(tenancy::Actions actions) {
-  for (const tenancy::Action& action : actions) {
+  std::ranges::move(actions, std::back_inserter(actions_));
+  if (carrying_out_) return;
+  carrying_out_ = true;
+  while (!actions_.empty()) {
+    const tenancy::Action action = std::move(actions_.front());
+    actions_.pop_front();
     std::visit([this](const auto& one) { apply(one); }, action);
   }
+  carrying_out_ = false;
 }
 
 void SlotKeeper::check(const std::string& what, const core::Result<void>& result) const {
@@ -101,7 +108,6 @@ void SlotKeeper::apply(const tenancy::NumberDisks& action) {
   }
   const auto devs = tracer_.number_disks(action.identity, keys_of(action.disks));
   if (!devs) return report_("number disks", devs.error());
-  epochs_[action.identity.generation].disk_keys.clear();  // labels are made anew at the next reading
   // The kernel numbers at first sight what libvirt does not list too, so numbers may exceed the count of disks.
   if (!devs->empty()) grow(action.identity, static_cast<std::uint16_t>(*std::ranges::max_element(*devs) + 2));
 }
@@ -156,6 +162,7 @@ void SlotKeeper::drain(core::SlotIdentity identity, bool discard) {
   tracer_.retire(identity, [this, identity, discard](core::Result<void> retired) {
     // Without the kernel's word that nobody writes any more the slot must not be given to another: it stays taken.
     if (!retired) return report_("retire a slot", retired.error());
+    if (const tenancy::Epoch* epoch = registry_.by_slot(identity)) generations_[epoch->serial] = identity.generation;
     if (const auto epoch = epochs_.find(identity.generation); epoch != epochs_.end()) {
       if (discard) {
         epochs_.erase(epoch);
@@ -168,19 +175,30 @@ void SlotKeeper::drain(core::SlotIdentity identity, bool discard) {
   });
 }
 
+core::Generation SlotKeeper::generation(const tenancy::Epoch& epoch) {
+  if (epoch.slot.slot == core::kHostSlot) {
+    const auto known = generations_.find(epoch.serial);
+    return known != generations_.end() ? known->second : core::Generation{};
+  }
+  generations_[epoch.serial] = epoch.slot.generation;
+  return epoch.slot.generation;
+}
+
 const EpochData* SlotKeeper::data(const tenancy::Epoch& epoch) {
-  const auto found = epochs_.find(epoch.slot.generation);
+  const auto found = epochs_.find(generation(epoch));
   if (found == epochs_.end()) return nullptr;
   EpochData& data = found->second;
-  std::vector<bpf::DiskKey> keys = data.live ? tracer_.disks(epoch.slot) : data.disk_keys;
-  if (keys.empty()) keys = data.disk_keys;
-  data.disk_keys = std::move(keys);
+  if (data.live) {
+    std::vector<bpf::DiskKey> keys = tracer_.disks(epoch.slot);
+    if (!keys.empty()) data.disk_keys = std::move(keys);
+  }
   data.devices = label_devices(epoch.facts ? &*epoch.facts : nullptr, data.disk_keys);
   return &data;
 }
 
 void SlotKeeper::forget(const tenancy::Epoch& epoch) {
-  epochs_.erase(epoch.slot.generation);
+  epochs_.erase(generation(epoch));
+  generations_.erase(epoch.serial);
   registry_.forget(epoch.id);
 }
 

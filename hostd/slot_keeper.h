@@ -2,6 +2,7 @@
 #pragma once
 
 #include <cstdint>
+#include <deque>
 #include <functional>
 #include <map>
 #include <optional>
@@ -53,14 +54,17 @@ class SlotKeeper {
   /// Takes a slot for a process found in /proc that the kernel did not see start. False if there is no spare slot now.
   bool claim(core::ProcessKey process, const std::string& comm, const std::optional<tenancy::ProcessHint>& hint);
 
-  /// What this epoch counted so far, its device names brought up to date; nullptr if it has no slot yet.
+  /// What this epoch counted so far, its device names brought up to date; nullptr if it never had a slot.
   const EpochData* data(const tenancy::Epoch& epoch);
+  /// The tenancy of a slot that this epoch counts or counted in; 0 if it never had one.
+  core::Generation generation(const tenancy::Epoch& epoch);
   /// Every stream has this closed epoch's last values.
   void forget(const tenancy::Epoch& epoch);
 
  private:
   tenancy::Now now() const { return {clock_.monotonic_ns(), clock_.unix_ns(), clock_.boottime_ns()}; }
   core::Incarnation next_incarnation() { return {++last_incarnation_}; }
+  /// Appends to the one queue of actions: what an answer asks for comes after what was asked for before.
   void carry_out(tenancy::Actions actions);
   void check(const std::string& what, const core::Result<void>& result) const;
 
@@ -85,8 +89,11 @@ class SlotKeeper {
   const core::Clock& clock_;
   Report report_;
   std::uint32_t last_incarnation_ = 1;  // 1 is the host's
-  /// By generation: it is never reused, and an epoch keeps it after its slot has gone to another.
   std::unordered_map<core::Generation, EpochData> epochs_;
+  /// Epoch's serial -> generation: a closed epoch has no slot any more, what it counted is still here.
+  std::unordered_map<std::uint64_t, core::Generation> generations_;
+  std::deque<tenancy::Action> actions_;
+  bool carrying_out_ = false;
   /// Rows that are being installed: a slot grows once at a time.
   std::map<core::SlotIdentity, std::uint16_t> growing_;
 };

@@ -39,7 +39,7 @@ std::map<TopTracker::Key, TopTracker::Totals> TopTracker::totals_of(std::span<co
 
 void TopTracker::observe(const tenancy::Epoch& epoch, std::span<const VmReading::Row> rows, std::uint64_t monotonic_ns) {
   Reading now{.monotonic_ns = monotonic_ns, .totals = totals_of(rows)};
-  const auto before = before_.find(epoch.slot.generation);
+  const auto before = before_.find(epoch.serial);
   if (before != before_.end() && before->second.monotonic_ns < monotonic_ns) {
     const double seconds = static_cast<double>(monotonic_ns - before->second.monotonic_ns) / 1e9;
     for (const auto& [key, totals] : now.totals) {
@@ -62,7 +62,7 @@ void TopTracker::observe(const tenancy::Epoch& epoch, std::span<const VmReading:
       row.interval_s = seconds;
     }
   }
-  before_[epoch.slot.generation] = std::move(now);
+  before_[epoch.serial] = std::move(now);
 }
 
 }  // namespace kvmscope::hostd

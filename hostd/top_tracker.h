@@ -24,7 +24,7 @@ class TopTracker {
   void observe(const tenancy::Epoch& epoch, std::span<const VmReading::Row> rows, std::uint64_t monotonic_ns);
   void end() { view_ = std::move(next_); }
   /// The epoch is over.
-  void forget(core::Generation generation) { before_.erase(generation); }
+  void forget(const tenancy::Epoch& epoch) { before_.erase(epoch.serial); }
 
   const TopView& view() const { return view_; }
 
@@ -44,7 +44,7 @@ class TopTracker {
 
   static std::map<Key, Totals> totals_of(std::span<const VmReading::Row> rows);
 
-  std::unordered_map<core::Generation, Reading> before_;
+  std::unordered_map<std::uint64_t, Reading> before_;  ///< by the epoch's serial
   TopView view_;
   TopView next_;
 };

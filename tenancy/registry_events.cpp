@@ -82,7 +82,6 @@ void Registry::Impl::exited(core::ProcessKey key, const Now& now) {
 void Registry::Impl::vm(const core::VmFacts& facts, const Now& now, Actions& out) {
   if (facts.process.tgid == 0 || !believable(find(facts.process), facts)) return;
   const bool running = is_latest(facts, now);
-  if (!running && find(facts.process) == nullptr) return;
   Process& qemu = process(facts.process);
   adopt_facts(qemu, facts);
   if (running) {
@@ -143,17 +142,17 @@ void Registry::Impl::revive(Process& process, const Now& now, Actions& out) {
   process.gone = false;
   if (process.record == nullptr) return;
   Record& record = *process.record;
-  const bool owned = !record.epoch.tenant.value.empty() || (process.owner && label(process, record, out));
   if (record.retire_asked) {
     process.record = nullptr;
     return;
   }
+  const core::TenantId tenant = record.epoch.tenant;
   record.epoch.end_unix_ns = 0;
-  record.epoch.state = owned                 ? EpochState::attributed
+  record.epoch.state = !tenant.value.empty() ? EpochState::attributed
                        : record.unattributed ? EpochState::unattributed
                                              : EpochState::unnamed;
-  const core::TenantId tenant = record.epoch.tenant;
-  if (owned && in_use(tenant) > quota(tenant).slots && process.owner) evict(process, now, out);
+  if (process.owner && !tenant.value.empty() && in_use(tenant) > quota(tenant).slots)
+    evict(process, now, out);
 }
 
 }  // namespace kvmscope::tenancy

@@ -18,7 +18,8 @@ namespace kvmscope::tenancy {
 /// An epoch and what only the registry needs to know about it.
 struct Record {
   Epoch epoch;
-  std::uint64_t name_by_ns = 0;    ///< monotonic: unattributed from then on, unless somebody owns it
+  std::optional<Owner> owner;    ///< the first that was named while it counted; its tenant once he has a ring
+  std::uint64_t name_by_ns = 0;  ///< monotonic: unattributed from then on, unless somebody owns it
   std::uint64_t retire_at_ns = 0;  ///< monotonic, while draining
   std::uint16_t rows = 0;          ///< disk rows of its maps
   std::uint16_t grow_to = 0;       ///< asked for; 0: nothing
@@ -83,7 +84,8 @@ struct Registry::Impl {
   void reconcile(Process& process, const Now& now, Actions& out);
   void resolve(Process& process);
   static void update_facts(const Process& process, Record& record);
-  bool label(Process& process, Record& record, Actions& out);
+  void adopt(Process& process, Actions& out);
+  void label(Process& process, Record& record, Actions& out);
   void hand_over(Process& process, const Now& now, Actions& out);
   void furnish(Process& process, Actions& out);
   void ask_for_slot(Process& process, const Now& now, Actions& out);

@@ -28,22 +28,34 @@ bool traceable(const core::Disk& disk) {
 }  // namespace
 
 void Registry::Impl::reconcile(Process& process, const Now& now, Actions& out) {
+  const bool was_owned = process.record != nullptr && owned(*process.record);
+  if (process.owner) adopt(process, out);
   if (!has_slot(process.record)) return ask_for_slot(process, now, out);
   Record& record = *process.record;
-  if (foreign(process) && !owned(record) && !record.retire_asked) return discard(process, out);
-  if (process.owner && !owned(record)) {
-    const core::TenantId& tenant = process.owner->tenant;
-    if (label(process, record, out) && !process.ended() && in_use(tenant) > quota(tenant).slots) {
-      return evict(process, now, out);
-    }
-  } else if (process.owner && record.epoch.tenant == process.owner->tenant) {
-    record.epoch.tenancy_source = process.owner->source;
+  if (foreign(process) && !record.owner && !record.retire_asked) return discard(process, out);
+  if (process.ended()) return;
+  if (process.owner && record.owner->tenant != process.owner->tenant) {
+    hand_over(process, now, out);
+  } else if (process.owner) {
+    record.epoch.tenancy_source = owned(record) ? process.owner->source : "";
     process.waiting = false;
     process.rebind_refused_ns.reset();
-  } else if (process.owner && !process.ended()) {
-    hand_over(process, now, out);
+    const core::TenantId& tenant = record.epoch.tenant;
+    if (!was_owned && owned(record) && in_use(tenant) > quota(tenant).slots) return evict(process, now, out);
   }
-  if (process.record == &record && !process.ended()) furnish(process, out);
+  if (process.record == &record) furnish(process, out);
+}
+
+/// What a process counted before anybody was named belongs to the first who is.
+void Registry::Impl::adopt(Process& process, Actions& out) {
+  if (process.records == 0 || (process.records == 1 && process.record != nullptr && owned(*process.record)))
+    return;
+  for (auto& [serial, record] : records) {
+    if (record.epoch.process != process.key || owned(record) || record.epoch.state == EpochState::closed)
+      continue;
+    if (!record.owner) record.owner = process.owner;
+    label(process, record, out);
+  }
 }
 
 void Registry::Impl::resolve(Process& process) {
@@ -64,22 +76,22 @@ void Registry::Impl::resolve(Process& process) {
 /// Facts name users and projects: those of the next owner are not for the epoch of the one before.
 void Registry::Impl::update_facts(const Process& process, Record& record) {
   if (!process.facts) return;
-  if (!owned(record) || record.epoch.tenant == process.owner->tenant) record.epoch.facts = process.facts;
+  const bool same_owner = record.owner && process.owner && record.owner->tenant == process.owner->tenant;
+  if (!record.owner || same_owner) record.epoch.facts = process.facts;
 }
 
-bool Registry::Impl::label(Process& process, Record& record, Actions& out) {
-  const core::TenantId& tenant = process.owner->tenant;
+void Registry::Impl::label(Process& process, Record& record, Actions& out) {
+  const core::TenantId& tenant = record.owner->tenant;
   const std::optional<std::uint32_t> index = tenants.index_of(tenant, quota(tenant).ring_bytes, out);
-  if (!index) return false;
+  if (!index) return;  // no room for another tenant: nobody's until there is
   record.epoch.former_id = record.epoch.id;
   record.epoch.id = next_id(process, tenant);
   record.epoch.tenant = tenant;
   record.epoch.tenant_index = *index;
-  record.epoch.tenancy_source = process.owner->source;
+  record.epoch.tenancy_source = record.owner->source;
   if (record.epoch.state != EpochState::draining) record.epoch.state = EpochState::attributed;
   if (!record.retire_asked) out.emplace_back(SetTenant{record.epoch.slot, *index});
   if (record.retired) close(process, record);
-  return true;
 }
 
 void Registry::Impl::hand_over(Process& process, const Now& now, Actions& out) {
@@ -157,7 +169,9 @@ void Registry::Impl::note_over_quota(Process& process, const Now& now, Actions& 
   const Owner& owner = *process.owner;
   if (process.record != nullptr && process.record->epoch.tenant == owner.tenant) return;
   if (process.record != nullptr) leave(process, now);
-  Epoch& epoch = add_record(process, now).epoch;
+  Record& record = add_record(process, now);
+  record.owner = owner;
+  Epoch& epoch = record.epoch;
   epoch.state = EpochState::over_quota;
   epoch.tenant = owner.tenant;
   epoch.tenant_index = tenants.index_of(owner.tenant, quota(owner.tenant).ring_bytes, out).value_or(0);
@@ -168,12 +182,10 @@ void Registry::Impl::note_over_quota(Process& process, const Now& now, Actions& 
 void Registry::Impl::give_up_naming(Process& process, Record& record, const Now& now, Actions& out) {
   const bool counted = record.epoch.slot.slot != core::kHostSlot;
   if (!counted || owned(record) || record.unattributed) return;
-  if (process.record == &record) {
-    process.trust_hint = true;
-    resolve(process);
-    reconcile(process, now, out);
-    if (owned(record)) return;
-  }
+  process.trust_hint = true;
+  resolve(process);
+  reconcile(process, now, out);
+  if (owned(record)) return;
   record.unattributed = true;
   record.epoch.id = next_id(process, {});
   ++counts.unattributed_epochs;

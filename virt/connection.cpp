@@ -147,11 +147,11 @@ core::Result<std::string> Connection::describe() const {
                      type != nullptr ? type : "?", version_text(hypervisor));
 }
 
-core::Result<std::vector<Connection::Domain>> Connection::running_domains() const {
+core::Result<std::vector<ListedDomain>> Connection::running_domains() const {
   virDomainPtr* domains = nullptr;
   const int count = virConnectListAllDomains(connection_, &domains, VIR_CONNECT_LIST_DOMAINS_ACTIVE);
   if (count < 0) return core::fail(last_error("list of domains"));
-  std::vector<Domain> running;
+  std::vector<ListedDomain> running;
   for (int i = 0; i < count; ++i) {
     const DomainHandle domain(domains[i]);
     running.push_back({uuid_of(domain.get()), virDomainGetName(domain.get())});

@@ -11,14 +11,9 @@
 
 #include "hostd/core/ids.h"
 #include "hostd/core/result.h"
+#include "virt/domain_event.h"
 
 namespace kvmscope::virt {
-
-struct DomainEvent {
-  core::VmUuid uuid;
-  std::string name;
-  bool stopped = false;  ///< else: it started, or something about it may have changed
-};
 
 /// Called on libvirt's event loop: must not block.
 struct ConnectionEvents {
@@ -37,10 +32,6 @@ class Connection {
     /// Released when the connection has been closed for good.
     std::shared_ptr<void> until_closed;
   };
-  struct Domain {
-    core::VmUuid uuid;
-    std::string name;
-  };
 
   static core::Result<std::shared_ptr<Connection>> open(const Options& options, ConnectionEvents events);
   /// Returns at once: closing speaks to libvirtd, and so happens on a thread of its own.
@@ -50,7 +41,7 @@ class Connection {
 
   /// URI and versions.
   core::Result<std::string> describe() const;
-  core::Result<std::vector<Domain>> running_domains() const;
+  core::Result<std::vector<ListedDomain>> running_domains() const;
   /// not_found if there is no such domain.
   core::Result<std::string> domain_xml(const core::VmUuid& uuid) const;
   /// libvirt's running id, -1 if it does not run. not_found if there is no such domain.

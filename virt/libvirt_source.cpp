@@ -9,22 +9,20 @@
 #include <boost/asio/io_context.hpp>
 #include <boost/asio/post.hpp>
 #include <boost/asio/steady_timer.hpp>
-#include <deque>
 #include <future>
 #include <map>
 #include <optional>
 #include <random>
-#include <set>
 #include <thread>
 #include <utility>
 
 #include "virt/call_pool.h"
 #include "virt/connection.h"
 #include "virt/describe.h"
+#include "virt/domain_table.h"
 #include "virt/domain_xml.h"
 #include "virt/event_loop.h"
 #include "virt/files.h"
-#include "virt/processes.h"
 
 namespace kvmscope::virt {
 namespace {
@@ -34,18 +32,12 @@ using std::chrono::milliseconds;
 using ConnectionPtr = std::shared_ptr<Connection>;
 
 constexpr unsigned kCallThreads = 2;
-/// A domain that could not be described is tried again at each tick, that often; then at each relist only.
-constexpr int kMaxFailures = 5;
 /// The destructor lets go of a libvirtd that does not answer its goodbye within this time.
 constexpr milliseconds kMaxGoodbye{1'000};
 
-/// What one look at a domain gave. No value and no error: it does not run.
-using Look = core::Result<std::optional<DescribedVm>>;
-
-/// Blocking; on a call thread. `known` is the process reported last, if any.
-Look look_at(const Connection& connection, const HostPaths& paths, const core::VmUuid& uuid,
-             std::optional<core::ProcessKey> known) {
-  const auto xml = connection.domain_xml(uuid);
+/// Blocking; on a call thread.
+Look look_at(const Connection& connection, const HostPaths& paths, const DomainTable::Request& request) {
+  const auto xml = connection.domain_xml(request.uuid);
   if (!xml && xml.error().code() == core::ErrorCode::not_found) return std::nullopt;
   if (!xml) return core::fail(xml.error());
   auto facts = parse_domain_xml(*xml);
@@ -54,8 +46,8 @@ Look look_at(const Connection& connection, const HostPaths& paths, const core::V
   auto vm = describe_on_host(paths, std::move(*facts));
   if (!vm) return core::fail(vm.error());
   // A domain that restarted in between has the old run's XML and the new run's process.
-  if (known != vm->facts.process) {
-    const auto id = connection.domain_id(uuid);
+  if (request.known != vm->facts.process) {
+    const auto id = connection.domain_id(request.uuid);
     if (!id && id.error().code() == core::ErrorCode::unavailable) return core::fail(id.error());
     if (!id || *id != vm->facts.domain_id)
       return core::fail(core::ErrorCode::not_found, "the domain stopped or restarted while it was looked at");
@@ -68,21 +60,6 @@ Look look_at(const Connection& connection, const HostPaths& paths, const core::V
 /// All state belongs to the control thread, which never blocks. Call threads and libvirt's event loop only
 /// post to it.
 struct LibvirtSource::Impl : std::enable_shared_from_this<Impl> {
-  struct Domain {
-    std::string name;
-    bool listed = false;  ///< runs, as far as libvirt told
-    bool busy = false;    ///< a call about it is out, perhaps for ever
-    bool queued = false;
-    bool again = false;    ///< something happened since that call began
-    bool stopped = false;  ///< its end was announced since that call began
-    bool orphan = false;   ///< libvirt has forgotten it, its process lives
-    int failures = 0;
-    std::string problem;  ///< as last reported
-    std::optional<core::VmFacts> reported;
-    CgroupTree cgroups;
-  };
-  using Domains = std::map<core::VmUuid, Domain>;
-
   struct Call {
     asio::steady_timer deadline;
     std::function<void()> on_deadline;
@@ -107,22 +84,13 @@ struct LibvirtSource::Impl : std::enable_shared_from_this<Impl> {
   ConnectionEvents events_for(std::uint64_t generation);
 
   void relist();
-  void listed(std::uint64_t generation, core::Result<std::vector<Connection::Domain>> running);
-  void finish_relist_if_done();
+  void listed(std::uint64_t generation, const core::Result<std::vector<ListedDomain>>& running);
+  void after_relist();
 
   void pump();
-  void enqueue(const core::VmUuid& uuid, bool urgent);
-  void look(const core::VmUuid& uuid, Domain& domain);
+  void look(const DomainTable::Request& request);
   void looked(std::uint64_t generation, const core::VmUuid& uuid, const Look& result);
-  void on_event(std::uint64_t generation, const DomainEvent& event);
-  void not_running(Domains::iterator at);
-  void seen(const core::VmUuid& uuid, Domain& domain, const DescribedVm& vm);
-  void gone(const core::VmUuid& uuid, Domain& domain);
-  void problem(const core::VmUuid& uuid, Domain& domain, const std::string& reason);
-  void forget_if_idle(Domains::iterator at);
-
   void tick();
-  void check_cgroups(Domain& domain);
   void every(asio::steady_timer& timer, milliseconds interval, void (Impl::*what)());
 
   Options options;
@@ -147,12 +115,9 @@ struct LibvirtSource::Impl : std::enable_shared_from_this<Impl> {
   std::optional<ConnectionState> connection_reported;
   std::future<void> last_closed;
 
-  Domains domains;
-  std::deque<core::VmUuid> urgent;
-  std::deque<core::VmUuid> routine;
+  DomainTable domains;
   bool relist_wanted = false;
-  bool listing = false;
-  std::optional<std::set<core::VmUuid>> relist_left;  ///< a relist is on: these have still to be looked at
+  bool relisting = false;
 
   CallPool pool{kCallThreads};
   std::unique_ptr<EventLoop> event_loop;
@@ -163,6 +128,9 @@ LibvirtSource::Impl::Impl(Options given, std::unique_ptr<EventLoop> loop)
     : options(std::move(given)),
       paths{options.proc_root, options.cgroup_root, options.run_dir},
       backoff(options.reconnect_min),
+      domains(paths, {[this](VmSeen event) { emit(options.on_seen, std::move(event)); },
+                      [this](VmGone event) { emit(options.on_gone, std::move(event)); },
+                      [this](VmProblem event) { emit(options.on_problem, std::move(event)); }}),
       event_loop(std::move(loop)) {}
 
 void LibvirtSource::Impl::run() {
@@ -260,7 +228,11 @@ ConnectionEvents LibvirtSource::Impl::events_for(std::uint64_t of) {
       });
   };
   return {[to_control, of](DomainEvent event) {
-            to_control([of, event = std::move(event)](Impl& impl) { impl.on_event(of, event); });
+            to_control([of, event = std::move(event)](Impl& impl) {
+              if (of != impl.generation) return;
+              impl.domains.on_event(event);
+              impl.pump();
+            });
           },
           [to_control, of](std::string why) {
             to_control([of, why = std::move(why)](Impl& impl) {
@@ -284,12 +256,8 @@ void LibvirtSource::Impl::connected(core::Result<ConnectionPtr> opened, std::str
 void LibvirtSource::Impl::disconnected(const std::string& why) {
   connection.reset();
   ++generation;
-  listing = false;
-  relist_wanted = false;
-  relist_left.reset();
-  urgent.clear();
-  routine.clear();
-  for (auto& [uuid, domain] : domains) domain.queued = domain.again = domain.stopped = false;
+  relist_wanted = relisting = false;
+  domains.on_disconnect();
   rescan_timer.cancel();
   report_connection(false, why);
   reconnect_later();
@@ -318,225 +286,71 @@ void LibvirtSource::Impl::relist() {
   pump();
 }
 
-void LibvirtSource::Impl::listed(std::uint64_t of, core::Result<std::vector<Connection::Domain>> running) {
-  if (of != generation || !connection) return;
-  listing = false;
+void LibvirtSource::Impl::listed(std::uint64_t of, const core::Result<std::vector<ListedDomain>>& running) {
+  if (of != generation) return;
   if (!running) {
     disconnected(running.error().message());
     return;
   }
-  relist_left.emplace();
-  for (auto& [uuid, domain] : domains) domain.listed = false;
-  for (const Connection::Domain& found : *running) {
-    Domain& domain = domains[found.uuid];
-    domain.name = found.name;
-    domain.listed = true;
-  }
-  // Those that are not listed any more are looked at, too: they may have started since the list was made.
-  for (auto at = domains.begin(); at != domains.end();) {
-    const auto now = at++;
-    if (now->second.busy) {
-      now->second.again = true;
-    } else {
-      relist_left->insert(now->first);
-      enqueue(now->first, false);
-    }
-  }
-  finish_relist_if_done();
+  domains.on_list(*running);
 }
 
-void LibvirtSource::Impl::finish_relist_if_done() {
-  if (!relist_left || !relist_left->empty()) return;
-  relist_left.reset();
+void LibvirtSource::Impl::after_relist() {
+  relisting = false;
   backoff = options.reconnect_min;
-  std::vector<core::VmUuid> running;
-  for (const auto& [uuid, domain] : domains)
-    if (domain.listed) running.push_back(uuid);
-  emit(options.on_listed, std::move(running));
+  emit(options.on_listed, domains.running());
   rescan_timer.expires_after(options.rescan_interval);
   rescan_timer.async_wait([this](const boost::system::error_code& error) {
     if (!error && connection) relist();
   });
 }
 
-void LibvirtSource::Impl::enqueue(const core::VmUuid& uuid, bool first) {
-  Domain& domain = domains[uuid];
-  if (domain.queued && !first)
-    return;  // twice in the queues does no harm: the second look finds nothing queued
-  domain.queued = true;
-  (first ? urgent : routine).push_back(uuid);
-}
-
+/// Sends out as many calls as there are threads for. Runs after whatever may have changed that.
 void LibvirtSource::Impl::pump() {
+  if (domains.take_list_done()) after_relist();
   while (connection && has_free_thread()) {
-    if (relist_wanted && !listing && !relist_left) {
+    if (relist_wanted && !relisting) {
       relist_wanted = false;
-      listing = true;
-      call<core::Result<std::vector<Connection::Domain>>>(
+      relisting = true;
+      call<core::Result<std::vector<ListedDomain>>>(
           [from = connection] { return from->running_domains(); },
-          [this, of = generation](auto running) { listed(of, std::move(running)); },
+          [this, of = generation](const auto& running) { listed(of, running); },
           [this, of = generation] {
             if (of == generation) disconnected(options.uri + ": no answer to the list of domains");
           });
-      continue;
-    }
-    std::deque<core::VmUuid>& queue = urgent.empty() ? routine : urgent;
-    if (queue.empty()) return;
-    const core::VmUuid uuid = queue.front();
-    queue.pop_front();
-    const auto at = domains.find(uuid);
-    if (at == domains.end() || !at->second.queued) continue;
-    at->second.queued = false;
-    if (at->second.busy) {
-      at->second.again = true;
+    } else if (const auto request = domains.next_look()) {
+      look(*request);
     } else {
-      look(uuid, at->second);
+      return;
     }
   }
 }
 
-void LibvirtSource::Impl::look(const core::VmUuid& uuid, Domain& domain) {
-  domain.busy = true;
-  domain.again = domain.stopped = false;
-  std::optional<core::ProcessKey> known;
-  if (domain.reported) known = domain.reported->process;
-  call<Look>([from = connection, where = paths, uuid, known] { return look_at(*from, where, uuid, known); },
+void LibvirtSource::Impl::look(const DomainTable::Request& request) {
+  const core::VmUuid& uuid = request.uuid;
+  call<Look>([from = connection, where = paths, request] { return look_at(*from, where, request); },
              [this, of = generation, uuid](const Look& result) { looked(of, uuid, result); },
              [this, of = generation, uuid] {
-               // It stays busy until that call returns: never two for one domain, and the others go on.
+               // It stays taken until that call returns: never two for one domain, and the others go on.
                const std::string why = fmt::format("no answer within {} ms", options.call_deadline.count());
-               problem(uuid, domains[uuid], why);
-               if (of == generation) disconnected("domain " + domains[uuid].name + ": " + why);
+               domains.on_look_stuck(uuid, why);
+               if (of == generation) disconnected("domain " + uuid.value + ": " + why);
              });
 }
 
 void LibvirtSource::Impl::looked(std::uint64_t of, const core::VmUuid& uuid, const Look& result) {
-  const auto at = domains.find(uuid);
-  Domain& domain = at->second;  // busy ones are never forgotten
-  domain.busy = false;
-  if (of != generation) {
-    if (connection) enqueue(uuid, true);
-    return;
-  }
-  if (!result && result.error().code() == core::ErrorCode::unavailable) {
-    disconnected(result.error().message());
-    return;
-  }
-  if (result && *result) {
-    seen(uuid, domain, **result);
-    // A life so short that its end came before we had asked who it was.
-    if (domain.stopped && !is_alive(paths.proc_root, (*result)->facts.process)) gone(uuid, domain);
-  } else if (!result && !domain.stopped) {
-    if (++domain.failures > 1) problem(uuid, domain, result.error().message());
-  }
-  const bool again = domain.again;
-  if (again) enqueue(uuid, true);
-  if (relist_left) relist_left->erase(uuid);
-  if (result && !*result && !again) {
-    not_running(at);
+  const bool lost = !result && result.error().code() == core::ErrorCode::unavailable;
+  if (of != generation || lost) {
+    domains.on_look_lost(uuid);
+    if (of == generation) disconnected(result.error().message());
   } else {
-    forget_if_idle(at);
+    domains.on_look(uuid, result, std::chrono::steady_clock::now());
   }
-  finish_relist_if_done();
-}
-
-void LibvirtSource::Impl::on_event(std::uint64_t of, const DomainEvent& event) {
-  if (of != generation) return;
-  if (!event.stopped) {
-    Domain& domain = domains[event.uuid];
-    domain.name = event.name;
-    domain.listed = true;
-    if (domain.busy) {
-      domain.again = true;
-    } else {
-      enqueue(event.uuid, true);
-    }
-  } else if (const auto at = domains.find(event.uuid); at != domains.end()) {
-    Domain& domain = at->second;
-    domain.listed = false;
-    domain.stopped = true;
-    // The process may be the next run's already, which we have seen before we got to this event.
-    if (domain.reported && is_alive(paths.proc_root, domain.reported->process)) {
-      if (domain.busy)
-        domain.again = true;
-      else
-        enqueue(event.uuid, true);
-    } else {
-      gone(event.uuid, domain);
-      forget_if_idle(at);
-    }
-  }
-  pump();
-}
-
-void LibvirtSource::Impl::not_running(Domains::iterator at) {
-  Domain& domain = at->second;
-  domain.listed = false;
-  if (domain.reported && is_alive(paths.proc_root, domain.reported->process)) {
-    domain.orphan = true;
-    problem(at->first, domain, "libvirt does not know it any more, but its QEMU process runs");
-    return;
-  }
-  gone(at->first, domain);
-  forget_if_idle(at);
-}
-
-void LibvirtSource::Impl::seen(const core::VmUuid& uuid, Domain& domain, const DescribedVm& vm) {
-  if (domain.reported && domain.reported->process != vm.facts.process) gone(uuid, domain);
-  const bool news = !domain.reported || *domain.reported != vm.facts || !domain.problem.empty();
-  domain.name = vm.facts.name;
-  domain.listed = true;
-  domain.orphan = false;
-  domain.failures = 0;
-  domain.problem.clear();
-  domain.cgroups = vm.cgroups;
-  domain.reported = vm.facts;
-  if (news) emit(options.on_seen, VmSeen{vm.facts});
-}
-
-void LibvirtSource::Impl::gone(const core::VmUuid& uuid, Domain& domain) {
-  if (domain.reported) emit(options.on_gone, VmGone{uuid, domain.reported->process});
-  domain.reported.reset();
-  domain.cgroups.clear();
-  domain.orphan = false;
-  domain.listed = false;
-}
-
-void LibvirtSource::Impl::problem(const core::VmUuid& uuid, Domain& domain, const std::string& reason) {
-  if (domain.problem == reason) return;
-  domain.problem = reason;
-  emit(options.on_problem, VmProblem{uuid, domain.name, reason});
-}
-
-void LibvirtSource::Impl::forget_if_idle(Domains::iterator at) {
-  const Domain& domain = at->second;
-  if (!domain.listed && !domain.busy && !domain.queued && !domain.reported) domains.erase(at);
 }
 
 void LibvirtSource::Impl::tick() {
-  for (auto next = domains.begin(); next != domains.end();) {
-    const auto at = next++;
-    Domain& domain = at->second;
-    if (domain.orphan && !is_alive(paths.proc_root, domain.reported->process)) {
-      gone(at->first, domain);
-      forget_if_idle(at);
-      continue;
-    }
-    if (domain.reported) check_cgroups(domain);
-    if (connection && !domain.busy && domain.failures > 0 && domain.failures < kMaxFailures)
-      enqueue(at->first, true);
-  }
+  domains.tick(std::chrono::steady_clock::now());
   pump();
-}
-
-void LibvirtSource::Impl::check_cgroups(Domain& domain) {
-  if (domain.cgroups.empty() || is_unchanged(domain.cgroups)) return;
-  CgroupTree now = read_cgroup_tree(paths.cgroup_root + domain.reported->cgroup_path);
-  // Empty: it is ending. Not its own any more: the directory was made anew for a next run.
-  if (now.empty() || !is_alive(paths.proc_root, domain.reported->process)) return;
-  domain.cgroups = std::move(now);
-  domain.reported->cgroup_ids = cgroup_ids(domain.cgroups);
-  emit(options.on_seen, VmSeen{*domain.reported});
 }
 
 void LibvirtSource::Impl::every(asio::steady_timer& timer, milliseconds interval, void (Impl::*what)()) {

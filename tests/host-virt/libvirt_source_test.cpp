@@ -171,7 +171,7 @@ TEST_CASE("a domain that lives for a moment is seen, owner and all") {
   const PrivateLibvirtd libvirtd;
   Listener listener(libvirtd);
   REQUIRE(listener.wait([&] { return !listener.lists.empty(); }));
-  for (int round = 0; round < 5; ++round) {
+  for (int round = 0; round < 3; ++round) {
     listener.seen.clear();
     libvirtd.create(kName, kUuid, nova("p1"));
     REQUIRE(libvirtd.virsh("destroy " + kName));
@@ -231,7 +231,7 @@ TEST_CASE("a libvirtd that hangs holds up nothing, and is taken up when it goes 
     REQUIRE(listener->wait([&] { return fired; }));
   }
   WARN("worst timer delay " << worst / 1us << " us");
-  CHECK(worst < 50ms);
+  CHECK(worst < 250ms);
   CHECK(steady_clock::now() - begin < 4s);
   CHECK_FALSE(listener->connections.back().connected);
   CHECK(listener->gone.empty());

@@ -1,13 +1,16 @@
 # SPDX-License-Identifier: Apache-2.0
 """The test bed itself: what a guest says it did is what the host's block layer saw. Needs no kvmscope."""
 
+import json
+
 import grpc
 import pytest
+from google.protobuf import json_format
 from opentelemetry.proto.collector.metrics.v1.metrics_service_pb2 import ExportMetricsServiceRequest
 
 from bed.collector import Collector, binary
 from bed.libvirt import Disk, Domain, Nova
-from bed.otlp import export_of
+from bed.otlp import DURATION, OPERATIONS, Export, export_of, parse_line
 from bed.receiver import Receiver, send
 from bed.shell import wait_for
 from bed.storage import FailingDisk, FileDisk, Filesystem, LoopDisk, SlowDisk
@@ -107,3 +110,46 @@ def test_the_collector_wants_the_right_token(bed):
     assert refusal.value.code() == grpc.StatusCode.UNAUTHENTICATED
     wait_for("the collector's file", lambda: collector.files["a"].exists() and collector.files["a"].stat().st_size)
     assert export_of(collector.files["a"]).total("m", vm="vm") == 7
+
+
+def request_of(points, metric=OPERATIONS, kind="sum", flags=0):
+    """A request of one series; points are (start, time, value)."""
+    request = ExportMetricsServiceRequest()
+    resource = request.resource_metrics.add()
+    for key, value in (("vm.id", "vm"), ("service.instance.id", "epoch"), ("cloud.account.id", "a")):
+        resource.resource.attributes.add(key=key).value.string_value = value
+    data = getattr(resource.scope_metrics.add().metrics.add(name=metric), kind)
+    data.aggregation_temporality = 2
+    for start, time, value in points:
+        point = data.data_points.add(start_time_unix_nano=start, time_unix_nano=time, flags=flags)
+        if kind == "sum":
+            point.as_int = value
+        else:
+            point.count, point.scale, point.positive.offset = sum(value), 2, -20
+            point.positive.bucket_counts.extend(value)
+    return request
+
+
+@pytest.mark.parametrize("points, kind, fault", [
+    ([(1, 5, 10), (2, 6, 11)], "sum", "two starts"),
+    ([(1, 5, 10), (1, 6, 9)], "sum", "fell"),
+    ([(1, 6, 10), (1, 5, 10)], "sum", "out of order"),
+    ([(5, 5, 10)], "sum", "times"),
+    ([(1, 5, [3, 4]), (1, 6, [4, 3])], "exponential_histogram", "fell"),
+])
+def test_the_judge_refuses_what_breaks_a_series(points, kind, fault):
+    metric = OPERATIONS if kind == "sum" else DURATION
+    with pytest.raises(AssertionError, match=fault):
+        Export().add(request_of(points, metric, kind))
+
+
+def test_the_judge_reads_json_lines_and_adds_up():
+    export = Export()
+    export.add(parse_line(json.dumps(json_format.MessageToDict(request_of([(1, 5, 10), (1, 6, 12)])))))
+    export.add(request_of([(1, 7, 0)], flags=1))  # NO_RECORDED_VALUE closes a series and keeps what it said
+    export.add(request_of([(1, 6, [1, 2, 3])], DURATION, "exponential_histogram"))
+    assert export.total(OPERATIONS, vm="vm", tenant="a") == 12
+    histogram = export.histogram(DURATION, vm="vm")
+    assert (histogram.count, histogram.buckets) == (6, {-20: 1, -19: 2, -18: 3})
+    low, high = histogram.bounds(-20)
+    assert (round(low, 9), round(high, 9)) == (0.03125, 0.037162722)
