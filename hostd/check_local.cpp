@@ -13,7 +13,8 @@ namespace {
 template <typename Feature>
 void append(std::vector<CheckLine>& lines, std::vector<Feature> features) {
   for (Feature& feature : features)
-    lines.push_back({std::move(feature.name), feature.present, std::move(feature.detail), std::move(feature.effect)});
+    lines.push_back(
+        {std::move(feature.name), feature.present, std::move(feature.detail), std::move(feature.effect)});
 }
 
 }  // namespace

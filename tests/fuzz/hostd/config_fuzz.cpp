@@ -1,5 +1,6 @@
 // SPDX-License-Identifier: Apache-2.0
-// Any bytes are either a configuration whose streams stay where they belong, or errors of one printable line each.
+// Any bytes are either a configuration whose streams stay where they belong, or errors of one printable line
+// each.
 
 #include <algorithm>
 #include <cstddef>
@@ -28,7 +29,9 @@ void check_stream(const kvmscope::hostd::Config& config, const TenantId& tenant)
   if (stream->kind == kvmscope::exporters::StreamConfig::Kind::file) {
     require(stream->path.starts_with('/'));
     require(stream->path.find("/../") == std::string::npos && !stream->path.ends_with("/.."));
-    require(stream->path != config.stream_for(TenantId{tenant.value + "x"}).value_or(kvmscope::exporters::StreamConfig()).path);
+    require(
+        stream->path !=
+        config.stream_for(TenantId{tenant.value + "x"}).value_or(kvmscope::exporters::StreamConfig()).path);
   }
   for (const auto& [name, value] : stream->headers) require(is_printable(name) && is_printable(value));
 }

@@ -12,7 +12,8 @@ TEST_CASE("The host's check looks at the kernel, at privilege and at libvirt") {
   const auto lines = check_host("qemu:///system");
   for (const char* name : {"kernel", "capabilities", "libvirt"}) {
     INFO(name);
-    CHECK(std::ranges::any_of(lines, [&](const CheckLine& line) { return line.name == name && !line.detail.empty(); }));
+    CHECK(std::ranges::any_of(
+        lines, [&](const CheckLine& line) { return line.name == name && !line.detail.empty(); }));
   }
 }
 
