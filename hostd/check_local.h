@@ -12,7 +12,4 @@ namespace kvmscope::hostd {
 /// Blocks while libvirt is asked: not for the loop's thread.
 std::vector<CheckLine> check_host(const std::string& libvirt_uri);
 
-/// The lines about this process's capabilities, from the text of /proc/PID/status. Pure.
-std::vector<CheckLine> check_capabilities(const std::string& proc_status);
-
 }  // namespace kvmscope::hostd

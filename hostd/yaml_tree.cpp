@@ -8,6 +8,8 @@
 #include <sstream>
 #include <utility>
 
+#include "hostd/config_values.h"
+
 namespace kvmscope::hostd {
 namespace {
 
@@ -145,7 +147,7 @@ std::expected<YamlNode, YamlError> parse_yaml(std::string_view text) {
   } catch (const Refused& refused) {
     return std::unexpected(refused.error);
   } catch (const YAML::Exception& exception) {
-    return std::unexpected(YamlError{line_of(exception.mark), "is not YAML: " + exception.msg,
+    return std::unexpected(YamlError{line_of(exception.mark), "is not YAML: " + printable(exception.msg, 200),
                                      "check indentation (spaces, no tabs), colons and quotes near here"});
   }
 }

@@ -226,6 +226,13 @@ TEST_CASE("Sizes and shapes that are meant to hurt are refused") {
   CHECK(good(overrides).overrides.size() == 10'000);
 }
 
+TEST_CASE("What the YAML library quotes from the file is made printable") {
+  CHECK(errors_of("log: {level: \"\\\xa7\"}\n") ==
+        "bad.yaml:1: is not YAML: unknown escape character: \\xa7: check indentation (spaces, no tabs), "
+        "colons and quotes near "
+        "here\n");
+}
+
 TEST_CASE("A file that cannot be read is an error like any other") {
   CHECK(all_errors(load_config("/nonexistent/kvmscope.yaml")) ==
         "/nonexistent/kvmscope.yaml: cannot be read: No such file or directory: name a file that this user "
