@@ -131,7 +131,7 @@ def request_of(points, metric=OPERATIONS, kind="sum", flags=0):
 
 
 @pytest.mark.parametrize("points, kind, fault", [
-    ([(1, 5, 10), (2, 6, 11)], "sum", "two starts"),
+    ([(1, 5, 10), (2, 6, 11)], "sum", "a reset into the past"),
     ([(1, 5, 10), (1, 6, 9)], "sum", "fell"),
     ([(1, 6, 10), (1, 5, 10)], "sum", "out of order"),
     ([(5, 5, 10)], "sum", "times"),
@@ -149,6 +149,8 @@ def test_the_judge_reads_json_lines_and_adds_up():
     export.add(request_of([(1, 7, 0)], flags=1))  # NO_RECORDED_VALUE closes a series and keeps what it said
     export.add(request_of([(1, 6, [1, 2, 3])], DURATION, "exponential_histogram"))
     assert export.total(OPERATIONS, vm="vm", tenant="a") == 12
+    export.add(request_of([(8, 9, 3)]))  # a true reset
+    assert export.total(OPERATIONS, vm="vm", tenant="a") == 15
     histogram = export.histogram(DURATION, vm="vm")
     assert (histogram.count, histogram.buckets) == (6, {-20: 1, -19: 2, -18: 3})
     low, high = histogram.bounds(-20)

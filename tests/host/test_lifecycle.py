@@ -122,7 +122,7 @@ def test_a_rule_names_the_owner(bed, libvirt, start_hostd):
 
 def test_requests_in_flight_stay_with_the_first_owner(bed, libvirt, start_hostd):
     daemon = start_hostd({"tenancy": {"linger": "15s"}})
-    disk = SlowDisk(bed, "handed", 1, 3000)
+    disk = SlowDisk(bed, "handed", 1, 1500)
     guest = boot(bed, libvirt, "handed", Own("tenant-a"), disk)
     wait_for("tenant a's stream", lambda: daemon.tenant_path("tenant-a").exists() and export_of(
         daemon.tenant_path("tenant-a")).find("kvmscope.vms"))

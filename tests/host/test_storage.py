@@ -64,7 +64,9 @@ def test_injected_errors_are_errors_of_their_direction(guest, hostd):
 def test_a_disk_next_to_a_slow_one_is_not_slow(guest, hostd):
     before = settled(hostd.operator_path())
     slow = guest.background_vmio("vda", "read", 0, seconds=3)
+    device = guest.disks[2].storage.stat()["reads"]
     guest.vmio("vdc", "read", 500)
+    assert guest.disks[2].storage.stat()["reads"] - device == 500  # the block layer's own word
     slow()
     after = settled(hostd.operator_path())
     quick = difference(before, after, DURATION, vm=guest.uuid, device="vdc", direction="read")

@@ -78,12 +78,16 @@ class Series:
     unit: str = ""
     kind: str = ""
     points: dict = field(default_factory=dict)  # time -> value
-    starts: set = field(default_factory=set)
+    starts: dict = field(default_factory=dict)  # start -> newest value since then
     closed: bool = False
 
     @property
     def last(self):
-        return self.points[max(self.points)]
+        """Newest value; the sum of the newest of each sequence where the series was reset."""
+        if self.kind == "gauge":
+            return self.points[max(self.points)]
+        first, *others = self.starts.values()
+        return sum(others, first)
 
 
 def _points(metric):
@@ -138,19 +142,22 @@ class Export:
 
     @staticmethod
     def _check(series, kind, point, value):
-        """Cumulative series keep their start and never fall; no point comes twice with two values."""
+        """Cumulative values never fall; a new start is a true reset, after all that was before it."""
         if kind == "gauge":
             return
         where = (series.metric, series.attrs, series.resource)
-        series.starts.add(point.start_time_unix_nano)
-        assert len(series.starts) == 1, ("two starts", where, series.starts)
-        assert 0 < point.start_time_unix_nano < point.time_unix_nano, ("times", where)
-        assert not series.points or point.time_unix_nano >= max(series.points), ("out of order", where)
-        if series.points:
-            last = series.last
+        start, newest = point.start_time_unix_nano, max(series.points, default=0)
+        assert 0 < start < point.time_unix_nano, ("times", where)
+        assert point.time_unix_nano >= newest, ("out of order", where)
+        if start in series.starts:
+            assert start == max(series.starts), ("back to an earlier start", where)
+            last = series.starts[start]
             fell = any(value.buckets.get(i, 0) < n for i, n in last.buckets.items()) if isinstance(
                 value, Histogram) else value < last
             assert not fell, ("fell", where, last, value)
+        else:
+            assert start >= newest, ("a reset into the past", where)
+        series.starts[start] = value
 
     def newest(self):
         return max((max(s.points) for s in self.series.values() if s.points), default=0)
