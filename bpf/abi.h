@@ -268,10 +268,6 @@ KV_INLINE __u32 kv_bucket(__u64 ns) {
   if (first > KV_BUCKETS - 3) first = KV_BUCKETS - 3;
   first += (ns > kv_bounds[first]) + (ns > kv_bounds[first + 1]) + (ns > kv_bounds[first + 2]) +
            (ns > kv_bounds[first + 3]);
-<<<<<<< HEAD
-  if (first > KV_BUCKETS) first = KV_BUCKETS;
-=======
->>>>>>> bpf
   return first;
 }
 

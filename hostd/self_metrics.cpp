@@ -94,7 +94,7 @@ class Points {
 
   /// Points of one instrument side by side, as the encoder wants them.
   std::vector<core::Point> take() {
-    std::ranges::stable_sort(points_, std::less<>{}, &core::Point::instrument);
+    std::ranges::sort(points_, std::less<>{}, &core::Point::instrument);
     return std::move(points_);
   }
 
