@@ -9,7 +9,8 @@
 
 namespace kvmscope::tenancy {
 
-/// What an epoch's closed incarnations add up to. A series' total is this plus the live incarnation's raw value.
+/// What an epoch's closed incarnations add up to. A series' total is this plus the live incarnation's raw
+/// value.
 class EpochTotals {
  public:
   /// The epoch's incarnation has ended with these final raw values.

@@ -27,8 +27,8 @@ struct TenantRule {
 enum class TenancySource { nova, own_metadata, rules };
 
 struct Quota {
-  std::uint32_t slots = 512;          ///< VMs of one tenant that are traced at a time
-  std::uint16_t disks_per_vm = 16;    ///< rows; disks beyond share the last one, "other"
+  std::uint32_t slots = 512;            ///< VMs of one tenant that are traced at a time
+  std::uint16_t disks_per_vm = 16;      ///< rows; disks beyond share the last one, "other"
   std::uint32_t ring_bytes = 1U << 16;  ///< power of two, at least a page
   bool operator==(const Quota&) const = default;
 };
@@ -44,7 +44,8 @@ struct RegistryConfig {
   std::chrono::nanoseconds unattributed_after{std::chrono::seconds(60)};
   /// How long a slot stays installed after its process ended or changed hands, for requests in flight.
   std::chrono::nanoseconds linger{std::chrono::seconds(2)};
-  std::vector<TenancySource> sources = {TenancySource::nova, TenancySource::own_metadata, TenancySource::rules};
+  std::vector<TenancySource> sources = {TenancySource::nova, TenancySource::own_metadata,
+                                        TenancySource::rules};
   std::vector<TenantRule> rules;
   Quota default_quota;
   std::map<core::TenantId, Quota> tenant_quotas;
@@ -54,7 +55,8 @@ struct RegistryConfig {
 enum class EpochState {
   unnamed,       ///< counting in a slot; libvirt has not said whose it is
   attributed,    ///< owner known
-  unattributed,  ///< the deadline passed, or no source names an owner: the operator's, may still be attributed
+  unattributed,  ///< the deadline passed, or no source names an owner: the operator's, may still be
+                 ///< attributed
   over_quota,    ///< owner known, but the tenant's slots are used up: not traced
   draining,      ///< the process ended or the owner changed: in flight work still lands here
   closed,        ///< drained into the totals; kept until every stream has its last values
@@ -63,22 +65,23 @@ enum class EpochState {
 struct Epoch {
   /// The registry's own number, never reused: the one key that neither naming nor retirement changes.
   std::uint64_t serial = 0;
-  core::EpochId id;                   ///< empty while unnamed or over quota (opaque, deterministic, see epoch_id())
+  core::EpochId id;  ///< empty while unnamed or over quota (opaque, deterministic, see epoch_id())
   /// As what the operator saw it while it was unattributed; that series ends, its counts are all in `id`'s.
   core::EpochId former_id;
   EpochState state = EpochState::unnamed;
-  core::TenantId tenant;              ///< empty unless an owner is known
-  std::uint32_t tenant_index = 0;     ///< in the kernel's ring table; 0 until attributed
-  /// Where it counts, or last counted while draining (the slot may be retired then); slot 0: over quota, closed.
+  core::TenantId tenant;           ///< empty unless an owner is known
+  std::uint32_t tenant_index = 0;  ///< in the kernel's ring table; 0 until attributed
+  /// Where it counts, or last counted while draining (the slot may be retired then); slot 0: over quota,
+  /// closed.
   core::SlotIdentity slot;
   core::ProcessKey process;
-  std::optional<core::VmFacts> facts; ///< absent while unnamed
-  std::string tenancy_source;         ///< nova, own_metadata, rule; empty without an owner
-  bool owner_vanished = false;        ///< no source names the owner any more; it stays
+  std::optional<core::VmFacts> facts;  ///< absent while unnamed
+  std::string tenancy_source;          ///< nova, own_metadata, rule; empty without an owner
+  bool owner_vanished = false;         ///< no source names the owner any more; it stays
   std::string comm;
   /// When counting began: max(QEMU start, slot given), wall clock. Start time of its cumulative series.
   std::uint64_t start_unix_ns = 0;
-  std::uint64_t end_unix_ns = 0;      ///< 0 while it runs
+  std::uint64_t end_unix_ns = 0;  ///< 0 while it runs
 };
 
 /// What a claimed process looks like in /proc, as far as it was still there to be looked at.
@@ -89,24 +92,58 @@ struct ProcessHint {
   bool in_container = false;
 };
 
-// What the registry wants done to the kernel side. The caller carries each out and reports back where it says so. Actions
-// of all calls form one queue: what an answer returns is appended, never carried out before what was returned earlier.
-struct InstallSpare { core::SlotIdentity identity; std::uint16_t disks; };   ///< then on_installed() or on_install_failed()
-struct Claim { core::ProcessKey process; };                                  ///< then on_claimed() or on_claim_failed()
-struct Rebind { core::ProcessKey process; };                                 ///< then on_rebound() or on_claim_failed()
-struct BindTasks { core::ProcessKey process; std::vector<std::uint64_t> cgroup_ids; std::vector<core::ProcessKey> helpers; };
-struct NumberDisks { core::SlotIdentity identity; std::vector<core::Disk> disks; };
-struct Grow { core::SlotIdentity identity; std::uint16_t disks; };           ///< then on_grown()
-struct AddTenant { std::uint32_t index; core::TenantId tenant; std::uint32_t ring_bytes; };
-struct RemoveTenant { std::uint32_t index; };
-struct SetTenant { core::SlotIdentity identity; std::uint32_t index; };
-struct Unbind { core::ProcessKey process; };                                 ///< the process is foreign from now on
-struct Retire { core::SlotIdentity identity; };                              ///< then on_retired()
-/// Nothing of this slot is anybody's (a capability probe, a QEMU in a container): Unbind and Retire it at once and drop
-/// what it counted, then on_retired(). No epoch answers to the slot any more.
-struct Discard { core::SlotIdentity identity; core::ProcessKey process; };
-using Action = std::variant<InstallSpare, Claim, Rebind, BindTasks, NumberDisks, Grow, AddTenant, RemoveTenant,
-                            SetTenant, Unbind, Retire, Discard>;
+// What the registry wants done to the kernel side. The caller carries each out and reports back where it says
+// so. Actions of all calls form one queue: what an answer returns is appended, never carried out before what
+// was returned earlier.
+struct InstallSpare {
+  core::SlotIdentity identity;
+  std::uint16_t disks;
+};  ///< then on_installed() or on_install_failed()
+struct Claim {
+  core::ProcessKey process;
+};  ///< then on_claimed() or on_claim_failed()
+struct Rebind {
+  core::ProcessKey process;
+};  ///< then on_rebound() or on_claim_failed()
+struct BindTasks {
+  core::ProcessKey process;
+  std::vector<std::uint64_t> cgroup_ids;
+  std::vector<core::ProcessKey> helpers;
+};
+struct NumberDisks {
+  core::SlotIdentity identity;
+  std::vector<core::Disk> disks;
+};
+struct Grow {
+  core::SlotIdentity identity;
+  std::uint16_t disks;
+};  ///< then on_grown()
+struct AddTenant {
+  std::uint32_t index;
+  core::TenantId tenant;
+  std::uint32_t ring_bytes;
+};
+struct RemoveTenant {
+  std::uint32_t index;
+};
+struct SetTenant {
+  core::SlotIdentity identity;
+  std::uint32_t index;
+};
+struct Unbind {
+  core::ProcessKey process;
+};  ///< the process is foreign from now on
+struct Retire {
+  core::SlotIdentity identity;
+};  ///< then on_retired()
+/// Nothing of this slot is anybody's (a capability probe, a QEMU in a container): Unbind and Retire it at
+/// once and drop what it counted, then on_retired(). No epoch answers to the slot any more.
+struct Discard {
+  core::SlotIdentity identity;
+  core::ProcessKey process;
+};
+using Action = std::variant<InstallSpare, Claim, Rebind, BindTasks, NumberDisks, Grow, AddTenant,
+                            RemoveTenant, SetTenant, Unbind, Retire, Discard>;
 using Actions = std::vector<Action>;
 
 /// Point in time as the registry needs it.
@@ -118,20 +155,21 @@ struct Now {
 
 /// Counts for self-metrics and coverage.
 struct RegistryStats {
-  std::uint32_t slots_total = 0;          ///< without the host's
+  std::uint32_t slots_total = 0;  ///< without the host's
   std::uint32_t slots_in_use = 0;
   std::uint32_t slots_spare = 0;
   std::uint32_t slots_retiring = 0;
-  std::uint64_t probes_discarded = 0;     ///< ever, as all below
+  std::uint64_t probes_discarded = 0;  ///< ever, as all below
   std::uint64_t containers_discarded = 0;
   std::uint64_t unattributed_epochs = 0;
   std::uint64_t claims_failed = 0;
-  std::uint64_t over_quota = 0;           ///< times a VM was not traced for its tenant's quota
+  std::uint64_t over_quota = 0;  ///< times a VM was not traced for its tenant's quota
 };
 
-/// Who owns what: VM epochs, slots, tenants, quotas. Pure logic: no clock, no I/O, no threads. Events go in, actions
-/// come out; the caller carries them out in order. Wrong order, repeats and contradictions of events (libvirt after a
-/// restart, lost ring records, a process that is gone already) lead to right or unattributed, never to wrong.
+/// Who owns what: VM epochs, slots, tenants, quotas. Pure logic: no clock, no I/O, no threads. Events go in,
+/// actions come out; the caller carries them out in order. Wrong order, repeats and contradictions of events
+/// (libvirt after a restart, lost ring records, a process that is gone already) lead to right or
+/// unattributed, never to wrong.
 class Registry {
  public:
   explicit Registry(RegistryConfig config);
@@ -157,8 +195,8 @@ class Registry {
 
   // --- from the clock, the configuration, the streams
   Actions tick(const Now& now);
-  /// Takes effect at once, but for what is fixed when the kernel side is set up (boot_id, max_slots, max_tenants) and a
-  /// tenant's ring_bytes, which hold from its ring's next making.
+  /// Takes effect at once, but for what is fixed when the kernel side is set up (boot_id, max_slots,
+  /// max_tenants) and a tenant's ring_bytes, which hold from its ring's next making.
   Actions reconfigure(RegistryConfig config, const Now& now);
   /// The streams have the closed epoch's last values: it is forgotten. Any other epoch stays.
   void forget(const core::EpochId& id);
@@ -178,8 +216,9 @@ class Registry {
   std::unique_ptr<Impl> impl_;
 };
 
-/// service.instance.id: hex of a SHA-256 prefix over boot id, VM UUID, QEMU start and owner; the same whoever computes it,
-/// and tells a tenant nothing about the host. `nth` counts the process's earlier epochs in this owner's hands.
+/// service.instance.id: hex of a SHA-256 prefix over boot id, VM UUID, QEMU start and owner; the same whoever
+/// computes it, and tells a tenant nothing about the host. `nth` counts the process's earlier epochs in this
+/// owner's hands.
 core::EpochId epoch_id(const std::string& boot_id, const core::VmUuid& uuid, core::ProcessKey process,
                        const core::TenantId& tenant, std::uint32_t nth = 0);
 
