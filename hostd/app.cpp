@@ -220,6 +220,12 @@ void App::Impl::on_tick() {
 
 void App::Impl::rescan() {
   rescan_due = false;
+  // What the kernel gave a slot while its record was lost in a full ring, alive or not.
+  for (const auto& [process, identity] : tracer->processes()) {
+    if (registry.by_slot(identity) == nullptr) {
+      on_process({.type = bpf::ProcessEvent::Type::claimed, .process = process, .identity = identity, .comm = {}});
+    }
+  }
   std::vector<core::ProcessKey> known;
   for (const tenancy::Epoch* epoch : registry.epochs()) {
     if (epoch->end_unix_ns == 0) known.push_back(epoch->process);

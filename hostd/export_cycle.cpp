@@ -129,6 +129,7 @@ void ExportCycle::add_epoch(const tenancy::Epoch& epoch, Interval& interval) {
   const EpochData* data = keeper_.data(epoch);
   if (data == nullptr) return;
   reading_.read(data->live ? &*data->live : nullptr, data->totals, data->devices);
+  if (!epoch.former_id.value.empty()) end_former(epoch, interval);
   if (epoch.state == tenancy::EpochState::closed) return add_closed(epoch, *data, interval);
 
   top_.observe(epoch, reading_.rows(), interval.monotonic_ns);
@@ -140,6 +141,19 @@ void ExportCycle::add_epoch(const tenancy::Epoch& epoch, Interval& interval) {
   const exporters::EncodedScope scope = exporters::encode_metrics(points_);
   if (has_tenant) add_to(tenant_outgoing(epoch.tenant, interval), vm_resource(epoch, false), scope);
   add_to(interval.operators, vm_resource(epoch, true), scope);
+}
+
+/// An unattributed VM was adopted: all it counted is in its owner's series, so the operator's old ones end.
+void ExportCycle::end_former(const tenancy::Epoch& epoch, Interval& interval) {
+  if (!streams_.wanted(kOperator) || !former_ended_.insert(epoch.serial).second) return;
+  points_.clear();
+  reading_.end_points(epoch.start_unix_ns, interval.unix_ns, points_);
+  if (points_.empty()) return;
+  tenancy::Epoch former = epoch;
+  former.id = epoch.former_id;
+  former.tenant = {};
+  former.tenancy_source.clear();
+  add_to(interval.operators, vm_resource(former, true), exporters::encode_metrics(points_));
 }
 
 void ExportCycle::add_closed(const tenancy::Epoch& epoch, const EpochData& data, Interval& interval) {
@@ -293,6 +307,7 @@ void ExportCycle::run(SelfReading self) {
     const auto closed = closed_.find(serial);
     if (closed == closed_.end()) continue;
     if (const tenancy::Epoch* epoch = registry_.by_id(closed->second.id)) keeper_.forget(*epoch);
+    former_ended_.erase(serial);
     closed_.erase(closed);
   }
   limit_closed();

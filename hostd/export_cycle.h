@@ -5,6 +5,7 @@
 #include <map>
 #include <string>
 #include <unordered_map>
+#include <unordered_set>
 #include <vector>
 
 #include "bpf/tracer.h"
@@ -66,6 +67,7 @@ class ExportCycle {
 
   void add_epoch(const tenancy::Epoch& epoch, Interval& interval);
   void add_closed(const tenancy::Epoch& epoch, const EpochData& data, Interval& interval);
+  void end_former(const tenancy::Epoch& epoch, Interval& interval);
   void add_to(Outgoing& outgoing, const core::Resource& resource, const exporters::EncodedScope& scope);
   Outgoing& tenant_outgoing(const core::TenantId& tenant, Interval& interval);
   void submit(Outgoing outgoing, bool operators);
@@ -86,6 +88,7 @@ class ExportCycle {
   VmReading reading_;
   std::vector<core::Point> points_;
   std::unordered_map<std::uint64_t, Closed> closed_;  ///< by the epoch's serial
+  std::unordered_set<std::uint64_t> former_ended_;         ///< serials of adopted epochs whose old series are closed
   std::vector<PendingLog> logs_;
   std::uint64_t cycles_ = 0;
   std::uint64_t closed_lost_ = 0;

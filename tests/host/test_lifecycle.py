@@ -14,7 +14,8 @@ from bed.storage import FileDisk, Filesystem, LoopDisk, SlowDisk, block_stat
 def boot(bed, libvirt, name, metadata, disk=None, **options):
     storage = disk or LoopDisk(bed, name)
     domain = Domain(bed, libvirt, name, [Disk(storage, "native")], metadata)
-    domain.before = block_stat(storage.path)
+    if isinstance(storage, LoopDisk):
+        domain.before = block_stat(storage.path)
     return domain.start(**options)
 
 
