@@ -19,8 +19,8 @@ enum class Signal : std::uint8_t { metrics, logs };
 using EncodedScope = std::shared_ptr<const std::string>;
 
 /// Points -> ScopeMetrics bytes. Points of one instrument must be adjacent; they become one Metric. Pure.
-/// Histograms: scale, offset and buckets are copied as they are (leading and trailing empty buckets left out), the
-/// sum in seconds.
+/// Histograms: scale, offset and buckets are copied as they are (leading and trailing empty buckets left
+/// out), the sum in seconds.
 EncodedScope encode_metrics(std::span<const core::Point> points);
 /// Records -> ScopeLogs bytes. Pure.
 EncodedScope encode_logs(std::span<const core::LogRecord> records);
@@ -40,8 +40,8 @@ class Batch {
   std::size_t items() const;
   std::size_t size_bytes() const;
 
-  /// One serialised Export*ServiceRequest, or several where one would exceed max_bytes (a single resource is never
-  /// cut). Pure.
+  /// One serialised Export*ServiceRequest, or several where one would exceed max_bytes (a single resource is
+  /// never cut). Pure.
   struct Request {
     std::string bytes;
     std::size_t items = 0;
