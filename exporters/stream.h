@@ -25,9 +25,8 @@ struct StreamConfig {
   std::string ca_file;    ///< empty: the system's roots
   std::string cert_file;  ///< client certificate (mTLS), with key_file
   std::string key_file;
-  std::string
-      server_name;         ///< overrides the name that the certificate must carry; empty: the endpoint's host
-  std::string token_file;  ///< bearer token; read anew when the file changes. Must not be readable by others.
+  std::string server_name;  ///< the name that the certificate must carry; empty: the endpoint's host
+  std::string token_file;   ///< bearer token; read anew when the file changes. Must not be readable by others.
   std::map<std::string, std::string> headers;  ///< x-tenant-id and whatever is configured
   std::chrono::milliseconds timeout{10'000};
   std::chrono::milliseconds backoff_min{1'000};
@@ -69,7 +68,7 @@ struct StreamStats {
 /// Threads: called on the executor's thread only; gRPC's own threads post back to it. submit() never blocks.
 class Stream {
  public:
-  /// Told on the executor's thread, in order of submission, what became of a batch.
+  /// Told on the executor's thread, in order of submission within each signal, what became of a batch.
   enum class Outcome { acknowledged, dropped };
   using Done = std::function<void(Outcome)>;
 
