@@ -46,16 +46,40 @@ gpr_timespec after(std::chrono::milliseconds delay) {
   return gpr_time_add(gpr_now(GPR_CLOCK_MONOTONIC), gpr_time_from_millis(delay.count(), GPR_TIMESPAN));
 }
 
+/// Lets go of a call on a thread of gRPC's executor. A call may hold the last channel of the process, and
+/// that joins the threads on which calls complete: it must not happen on one of them.
+void release_elsewhere(std::shared_ptr<void> call) {
+  auto* alarm = new grpc::Alarm;
+  alarm->Set(gpr_now(GPR_CLOCK_MONOTONIC),
+             [alarm, call = std::move(call)](bool /*expired*/) { delete alarm; });
+}
+
 }  // namespace
 
-/// One attempt; kept alive by gRPC's callbacks, whatever becomes of the stream.
+/// One attempt. Owned by itself from launch to completion, whatever becomes of the stream.
 struct GrpcStream::Call {
   std::shared_ptr<grpc::Channel> channel;
   grpc::ClientContext context;
   grpc::ByteBuffer request;
   grpc::ByteBuffer response;
-  grpc::Alarm launch;
+  grpc::Alarm alarm;
+  std::function<void(std::shared_ptr<Call>, const grpc::Status&)> completed;  ///< on a thread of gRPC's
+  std::shared_ptr<Call> self;
   std::vector<std::string> secrets;  ///< of this attempt: the receiver may repeat them in its answer
+
+  /// gRPC compresses on the thread that starts a call, which takes a tenth of a second for a large request:
+  /// so a thread of its executor does it.
+  void launch(std::shared_ptr<Call> own, Signal signal) {
+    self = std::move(own);
+    alarm.Set(gpr_now(GPR_CLOCK_MONOTONIC), [this, signal](bool /*expired*/) {
+      grpc::GenericStub(channel).UnaryCall(&context, method(signal), {}, &request, &response,
+                                           [this](const grpc::Status& status) {
+                                             auto kept = std::move(self);
+                                             completed(kept, status);
+                                             release_elsewhere(std::move(kept));
+                                           });
+    });
+  }
 };
 
 GrpcStream::GrpcStream(boost::asio::any_io_executor executor, core::TenantId tenant, StreamConfig config)
@@ -138,26 +162,16 @@ void GrpcStream::start(Signal signal, const Bytes& request) {
   call->secrets = secrets();
   calls_[static_cast<std::size_t>(signal)] = call;
 
-  auto completed = [this, box = mailbox(), signal, call](const grpc::Status& status) {
+  call->completed = [this, box = mailbox(), signal](std::shared_ptr<Call> over, const grpc::Status& status) {
     Attempt attempt =
-        status.ok() ? judge_response(signal, text(call->response))
+        status.ok() ? judge_response(signal, text(over->response))
                     : judge_failure(status.error_code(), status.error_message(), status.error_details());
     const bool timed_out = status.error_code() == grpc::StatusCode::DEADLINE_EXCEEDED;
-    box->post([this, signal, call, attempt = std::move(attempt), timed_out]() mutable {
-      ended(signal, call, std::move(attempt), timed_out);
+    box->post([this, signal, over = std::move(over), attempt = std::move(attempt), timed_out]() mutable {
+      ended(signal, over, std::move(attempt), timed_out);
     });
   };
-  // gRPC compresses on the thread that starts a call. That takes a tenth of a second for a large request: so
-  // one of its own threads does it. On the heap, because the alarm keeps its function and the call keeps the
-  // alarm.
-  auto* launched = new std::function<void()>([call, signal, completed = std::move(completed)] {
-    grpc::GenericStub(call->channel)
-        .UnaryCall(&call->context, method(signal), {}, &call->request, &call->response, completed);
-  });
-  call->launch.Set(gpr_now(GPR_CLOCK_MONOTONIC), [launched](bool /*expired*/) {
-    const std::unique_ptr<std::function<void()>> run(launched);
-    (*run)();
-  });
+  call->launch(call, signal);
 }
 
 void GrpcStream::ended(Signal signal, const std::shared_ptr<Call>& call, Attempt attempt, bool timed_out) {
