@@ -59,7 +59,8 @@ TEST_CASE("a stream that could leak or never work is not made, and the error nam
       {[](StreamConfig& c) { c.max_request_bytes = 0; }, "max_request_bytes"},
       {[](StreamConfig& c) { c.kind = StreamConfig::Kind::file; }, "path"},
       {[](StreamConfig& c) { c.kind = StreamConfig::Kind::file, c.path = "/var/"; }, "path"},
-      {[](StreamConfig& c) { c.kind = StreamConfig::Kind::file, c.path = "/x", c.rotate_bytes = 0; }, "rotate_bytes"},
+      {[](StreamConfig& c) { c.kind = StreamConfig::Kind::file, c.path = "/x", c.rotate_bytes = 0; },
+       "rotate_bytes"},
   };
   REQUIRE(check(good()).has_value());
   boost::asio::io_context io;

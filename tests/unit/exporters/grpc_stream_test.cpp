@@ -101,14 +101,22 @@ TEST_CASE("metrics and logs arrive, compressed or not, with the configured heade
 TEST_CASE("every status code is retried or not as OTLP says") {
   enum class What { retried, dropped, held };
   const std::map<StatusCode, What> table = {
-      {StatusCode::CANCELLED, What::retried},         {StatusCode::UNKNOWN, What::dropped},
-      {StatusCode::INVALID_ARGUMENT, What::dropped},  {StatusCode::DEADLINE_EXCEEDED, What::retried},
-      {StatusCode::NOT_FOUND, What::dropped},         {StatusCode::ALREADY_EXISTS, What::dropped},
-      {StatusCode::PERMISSION_DENIED, What::held},    {StatusCode::RESOURCE_EXHAUSTED, What::dropped},
-      {StatusCode::FAILED_PRECONDITION, What::dropped}, {StatusCode::ABORTED, What::retried},
-      {StatusCode::OUT_OF_RANGE, What::retried},      {StatusCode::UNIMPLEMENTED, What::dropped},
-      {StatusCode::INTERNAL, What::dropped},          {StatusCode::UNAVAILABLE, What::retried},
-      {StatusCode::DATA_LOSS, What::retried},         {StatusCode::UNAUTHENTICATED, What::held},
+      {StatusCode::CANCELLED, What::retried},
+      {StatusCode::UNKNOWN, What::dropped},
+      {StatusCode::INVALID_ARGUMENT, What::dropped},
+      {StatusCode::DEADLINE_EXCEEDED, What::retried},
+      {StatusCode::NOT_FOUND, What::dropped},
+      {StatusCode::ALREADY_EXISTS, What::dropped},
+      {StatusCode::PERMISSION_DENIED, What::held},
+      {StatusCode::RESOURCE_EXHAUSTED, What::dropped},
+      {StatusCode::FAILED_PRECONDITION, What::dropped},
+      {StatusCode::ABORTED, What::retried},
+      {StatusCode::OUT_OF_RANGE, What::retried},
+      {StatusCode::UNIMPLEMENTED, What::dropped},
+      {StatusCode::INTERNAL, What::dropped},
+      {StatusCode::UNAVAILABLE, What::retried},
+      {StatusCode::DATA_LOSS, What::retried},
+      {StatusCode::UNAUTHENTICATED, What::held},
   };
   REQUIRE(table.size() == 16);
   Receiver receiver;
@@ -144,7 +152,8 @@ TEST_CASE("every status code is retried or not as OTLP says") {
 
 TEST_CASE("RESOURCE_EXHAUSTED with RetryInfo is retried, not before the delay it asks for") {
   Receiver receiver;
-  receiver.behave(once({grpc::Status(StatusCode::RESOURCE_EXHAUSTED, "slow down", retry_info(500ms)), 0, {}, 0ms}));
+  receiver.behave(
+      once({grpc::Status(StatusCode::RESOURCE_EXHAUSTED, "slow down", retry_info(500ms)), 0, {}, 0ms}));
   Fixture f(plain(receiver));
   const auto begin = std::chrono::steady_clock::now();
   f.submit("a");
@@ -156,7 +165,8 @@ TEST_CASE("RESOURCE_EXHAUSTED with RetryInfo is retried, not before the delay it
 
 TEST_CASE("a receiver cannot ask for an eternity") {
   Receiver receiver;
-  receiver.behave(once({grpc::Status(StatusCode::UNAVAILABLE, "later", retry_info(std::chrono::hours(5))), 0, {}, 0ms}));
+  receiver.behave(
+      once({grpc::Status(StatusCode::UNAVAILABLE, "later", retry_info(std::chrono::hours(5))), 0, {}, 0ms}));
   Fixture f(plain(receiver));
   f.submit("a");
   REQUIRE(f.wait_done(1));  // ten times backoff_max: a second
@@ -404,7 +414,8 @@ TEST_CASE("a lane has one request in flight, and another signal does not wait fo
 
 TEST_CASE("after failures in a row attempts come at most every backoff_max") {
   Receiver receiver;
-  receiver.behave([](const Seen&) { return Receiver::Answer{{StatusCode::UNAVAILABLE, "down"}, 0, {}, 0ms}; });
+  receiver.behave(
+      [](const Seen&) { return Receiver::Answer{{StatusCode::UNAVAILABLE, "down"}, 0, {}, 0ms}; });
   StreamConfig config = plain(receiver);
   config.backoff_min = 1ms;
   config.backoff_max = 400ms;
@@ -461,7 +472,8 @@ TEST_CASE("a large batch is sent in several requests") {
   run_for(f.io, 50ms);
   REQUIRE(done == std::vector<Outcome>{Outcome::acknowledged});
   std::vector<std::string> values;
-  for (const Seen& seen : receiver.seen()) values.insert(values.end(), seen.values.begin(), seen.values.end());
+  for (const Seen& seen : receiver.seen())
+    values.insert(values.end(), seen.values.begin(), seen.values.end());
   REQUIRE(values == std::vector<std::string>{"0", "1", "2", "3", "4"});
   REQUIRE(receiver.seen().size() == 3);
   REQUIRE(f.stream->stats().sent_items == 5);
@@ -472,7 +484,8 @@ TEST_CASE("another tenant's batch is refused and no byte of it sent; an empty on
   Fixture f(plain(receiver));
   std::vector<Outcome> done;
   f.stream->submit(batch("green", "theirs"), [&](Outcome outcome) { done.push_back(outcome); });
-  f.stream->submit(Batch(core::TenantId{"blue"}, Signal::metrics), [&](Outcome outcome) { done.push_back(outcome); });
+  f.stream->submit(Batch(core::TenantId{"blue"}, Signal::metrics),
+                   [&](Outcome outcome) { done.push_back(outcome); });
   REQUIRE(done.empty());  // never from within submit()
   REQUIRE(run_until(f.io, [&] { return done.size() == 2; }));
   run_for(f.io, 100ms);
@@ -601,7 +614,8 @@ TEST_CASE("mTLS: a client without a certificate is refused, one with it passes, 
 
   // The receiver now trusts another authority's clients only: certificate and key change one after the other.
   receiver.reset();
-  receiver = std::make_unique<Receiver>(Receiver::Options{.credentials = tls(server, next.file()), .port = port});
+  receiver =
+      std::make_unique<Receiver>(Receiver::Options{.credentials = tls(server, next.file()), .port = port});
   with.submit("c");
   REQUIRE(run_until(with.io, [&] { return with.stream->stats().failed_requests >= 2; }));
   const auto renewed = next.issue("renewed");

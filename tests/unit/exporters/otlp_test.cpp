@@ -21,7 +21,8 @@ constexpr Instrument kOperations{"kvmscope.vm.disk.storage.operations", "{operat
                                  InstrumentType::counter};
 constexpr Instrument kCpu{"kvmscope.vm.cpu.time", "s", "How long.", InstrumentType::counter};
 constexpr Instrument kDepth{"kvmscope.vm.disk.queue.depth", "1", "How deep.", InstrumentType::gauge};
-constexpr Instrument kLatency{"kvmscope.vm.disk.storage.duration", "s", "How slow.", InstrumentType::histogram};
+constexpr Instrument kLatency{"kvmscope.vm.disk.storage.duration", "s", "How slow.",
+                              InstrumentType::histogram};
 
 Point point(const Instrument& instrument, decltype(Point::value) value) {
   return {.instrument = &instrument, .labels = {}, .start_unix_ns = 1, .time_unix_ns = 2, .value = value};
@@ -33,7 +34,8 @@ metrics_pb::ScopeMetrics parsed(const EncodedScope& scope) {
   return out;
 }
 
-/// A reader of the wire format that knows no schema: what the field numbers are is written in the tests, by hand.
+/// A reader of the wire format that knows no schema: what the field numbers are is written in the tests, by
+/// hand.
 struct Field {
   unsigned number = 0;
   unsigned type = 0;
@@ -44,7 +46,9 @@ struct Field {
     std::memcpy(&out, &integer, sizeof out);
     return out;
   }
-  std::int64_t zigzag() const { return static_cast<std::int64_t>(integer >> 1) ^ -static_cast<std::int64_t>(integer & 1); }
+  std::int64_t zigzag() const {
+    return static_cast<std::int64_t>(integer >> 1) ^ -static_cast<std::int64_t>(integer & 1);
+  }
 };
 
 std::uint64_t varint(const std::string& in, std::size_t& at) {
@@ -339,7 +343,8 @@ TEST_CASE("requests are cut between resources, and a resource is never cut") {
   const Point one = point(kOperations, std::int64_t{1});
   const Batch batch = batch_of(10, encode_metrics({&one, 1}));
   const std::size_t single = batch_of(1, encode_metrics({&one, 1})).size_bytes();
-  for (const std::size_t limit : {std::size_t{1}, single - 1, single, 3 * single, 3 * single + 1, 10 * single}) {
+  for (const std::size_t limit :
+       {std::size_t{1}, single - 1, single, 3 * single, 3 * single + 1, 10 * single}) {
     std::string all;
     std::size_t items = 0;
     const auto requests = batch.requests(limit);

@@ -56,8 +56,8 @@ std::string slurp(const std::string& path) {
 
 Authority::Authority(const TempDir& dir, const std::string& name)
     : dir_(dir), key_(dir.file(name + ".ca.key")), file_(dir.file(name + ".ca.pem")) {
-  shell("openssl req -x509 -newkey ec -pkeyopt ec_paramgen_curve:P-256 -nodes -days 2 -subj '/CN=" + name + "' -keyout " +
-        key_ + " -out " + file_);
+  shell("openssl req -x509 -newkey ec -pkeyopt ec_paramgen_curve:P-256 -nodes -days 2 -subj '/CN=" + name +
+        "' -keyout " + key_ + " -out " + file_);
 }
 
 Authority::Pair Authority::issue(const std::string& name) const {
@@ -181,7 +181,8 @@ Receiver::Behaviour demand(const std::string& token) {
   };
 }
 
-bool run_until(boost::asio::io_context& io, const std::function<bool()>& condition, std::chrono::milliseconds limit) {
+bool run_until(boost::asio::io_context& io, const std::function<bool()>& condition,
+               std::chrono::milliseconds limit) {
   const auto end = std::chrono::steady_clock::now() + limit;
   while (!condition()) {
     if (std::chrono::steady_clock::now() > end) return false;
@@ -202,7 +203,8 @@ Batch batch(const std::string& tenant, const std::string& value, Signal signal, 
   core::Resource resource{{{"vm.id", value}}};
   if (padding > 0) resource.attributes.push_back({"padding", std::string(padding, 'x')});
   if (signal == Signal::metrics) {
-    const core::Point point{.instrument = &kInstrument, .labels = {}, .time_unix_ns = 2, .value = std::int64_t{1}};
+    const core::Point point{
+        .instrument = &kInstrument, .labels = {}, .time_unix_ns = 2, .value = std::int64_t{1}};
     const std::vector<core::Point> points(2, point);
     out.add(resource, encode_metrics(points), points.size());
   } else {

@@ -105,7 +105,8 @@ class Receiver {
   std::unique_ptr<grpc::Server> server_;
 };
 
-std::shared_ptr<grpc::ServerCredentials> tls(const Authority::Pair& pair, const std::string& client_ca_file = {});
+std::shared_ptr<grpc::ServerCredentials> tls(const Authority::Pair& pair,
+                                             const std::string& client_ca_file = {});
 /// UNAUTHENTICATED unless the call carries this bearer token.
 Receiver::Behaviour demand(const std::string& token);
 
