@@ -162,7 +162,7 @@ double measure(std::size_t vms, Cycle& last) {
   std::vector<HistogramValue> values(kSeries);
   std::vector<Point> points = make_points();
   last = cycle(maps, values, points);
-  const std::size_t cycles = std::max<std::size_t>(2, 4000 / vms);
+  const std::size_t cycles = std::max<std::size_t>(10, 10'000 / vms);
   double best = 1e9;
   for (int run = 0; run < 5; ++run) {
     const double begin = user_seconds();
