@@ -89,7 +89,7 @@ void FileStream::start(Signal signal, const Bytes& request) {
   thread_ = std::thread([this, writer = writer_, box = mailbox()] {
     ::pthread_setname_np(::pthread_self(), "kvmscope-file");
     writer->run([this, &box](Signal done, Attempt attempt) {
-      box->post([this, done, attempt = std::move(attempt)]() mutable { finished(done, std::move(attempt)); });
+      box->post([this, done, attempt = std::move(attempt)] { finished(done, attempt); });
     });
   });
 }

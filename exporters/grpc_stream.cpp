@@ -8,6 +8,8 @@
 #include <grpcpp/generic/generic_stub.h>
 #include <grpcpp/security/credentials.h>
 
+#include <algorithm>
+
 #include "exporters/response.h"
 
 namespace kvmscope::exporters {
@@ -184,7 +186,7 @@ void GrpcStream::ended(Signal signal, const std::shared_ptr<Call>& call, Attempt
     attempt.message += " (" + credential_error_ + ")";
   }
   attempt.message = one_line(std::move(attempt.message), call->secrets);
-  finished(signal, std::move(attempt));
+  finished(signal, attempt);
 }
 
 std::vector<std::string> GrpcStream::secrets() const {
@@ -192,6 +194,8 @@ std::vector<std::string> GrpcStream::secrets() const {
   for (const auto& [key, value] : config().headers) {
     if (key != "x-tenant-id") out.push_back(value);
   }
+  // The longest first: one may begin another.
+  std::sort(out.begin(), out.end(), [](const auto& a, const auto& b) { return a.size() > b.size(); });
   return out;
 }
 

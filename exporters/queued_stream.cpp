@@ -104,7 +104,7 @@ void QueuedStream::build(Entry& entry) const {
   entry.batch = Batch(tenant_, entry.batch.signal());  // its memory is not needed any more
 }
 
-void QueuedStream::finished(Signal signal, Attempt attempt) {
+void QueuedStream::finished(Signal signal, const Attempt& attempt) {
   Lane& lane = this->lane(signal);
   Entry& entry = lane.entries.front();
   lane.in_flight = false;

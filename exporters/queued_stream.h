@@ -43,7 +43,7 @@ class QueuedStream : public Stream {
   /// Looks at the credentials (thoroughly: at their content); the number grows whenever one has changed.
   virtual std::uint64_t credentials_version(bool /*thorough*/) { return 0; }
 
-  void finished(Signal signal, Attempt attempt);
+  void finished(Signal signal, const Attempt& attempt);
   const std::shared_ptr<Mailbox>& mailbox() const { return mailbox_; }
 
  private:

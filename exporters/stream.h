@@ -26,7 +26,7 @@ struct StreamConfig {
   std::string cert_file;  ///< client certificate (mTLS), with key_file
   std::string key_file;
   std::string server_name;  ///< the name that the certificate must carry; empty: the endpoint's host
-  std::string token_file;   ///< bearer token; read anew when the file changes. Must not be readable by others.
+  std::string token_file;  ///< bearer token; read anew when the file changes. Must not be readable by others.
   std::map<std::string, std::string> headers;  ///< x-tenant-id and whatever is configured
   std::chrono::milliseconds timeout{10'000};
   std::chrono::milliseconds backoff_min{1'000};
