@@ -269,6 +269,7 @@ void ExportCycle::limit_closed() {
     const auto oldest = std::ranges::min_element(
         closed_, std::less<>{}, [](const auto& entry) { return entry.second.final_unix_ns; });
     if (const tenancy::Epoch* epoch = registry_.by_id(oldest->second.id)) keeper_.forget(*epoch);
+    former_ended_.erase(oldest->first);
     closed_.erase(oldest);
     ++closed_lost_;
   }
