@@ -1,6 +1,6 @@
 // SPDX-License-Identifier: GPL-2.0-only OR Apache-2.0
-/* Devices without requests (dm, zram): from the bio's submission to its end. Attached only where a VM has such a
- * disk; the requests of the devices below are numbered apart and ignored by name. */
+/* Devices without requests (dm, zram): from the bio's submission to its end. Attached only where a VM has
+ * such a disk; the requests of the devices below are numbered apart and ignored by name. */
 #include "account.bpf.h"
 #include "carry.bpf.h"
 
@@ -9,9 +9,10 @@ KV_INLINE __u32 op_of(__u32 flags, __u32 length) {
   __u32 op = flags & 0xff;
 
   if (op == 0) return KV_READ;
-  if (op == 1) return length ? KV_WRITE : (flags >> bpf_core_enum_value(enum req_flag_bits, __REQ_PREFLUSH)) & 1
-                                              ? KV_FLUSH
-                                              : KV_OPS;
+  if (op == 1)
+    return length                                                                   ? KV_WRITE
+           : (flags >> bpf_core_enum_value(enum req_flag_bits, __REQ_PREFLUSH)) & 1 ? KV_FLUSH
+                                                                                    : KV_OPS;
   if (op == 2) return KV_FLUSH;
   if (op == 3 || op == 5 || op == 9) return KV_DISCARD; /* discard, secure erase, write zeroes */
   if (op < 34 && op & 1 && length) return KV_WRITE;     /* zone append, whose number has changed */
@@ -19,7 +20,7 @@ KV_INLINE __u32 op_of(__u32 flags, __u32 length) {
 }
 
 /* Fills in what a bio of the current VM task would count as; false if it counts as nothing. */
-KV_INLINE bool describe_bio(__u32 tgid, struct bio *bio, struct kv_bio *entry) {
+KV_INLINE bool describe_bio(__u32 tgid, struct bio* bio, struct kv_bio* entry) {
   __u32 op = op_of(bio->bi_opf, bio->bi_iter.bi_size);
 
   if (op == KV_OPS) return false;
@@ -36,7 +37,7 @@ KV_INLINE bool describe_bio(__u32 tgid, struct bio *bio, struct kv_bio *entry) {
 }
 
 SEC("tp_btf/block_bio_queue")
-int BPF_PROG(kv_bio_queue, struct bio *bio) {
+int BPF_PROG(kv_bio_queue, struct bio* bio) {
   __u32 tgid = bpf_get_current_pid_tgid() >> 32;
   struct kv_bio entry;
 
@@ -46,11 +47,11 @@ int BPF_PROG(kv_bio_queue, struct bio *bio) {
 }
 
 SEC("tp_btf/block_bio_complete")
-int BPF_PROG(kv_bio_complete, struct request_queue *q, struct bio *bio) {
+int BPF_PROG(kv_bio_complete, struct request_queue* q, struct bio* bio) {
   __u64 key = (__u64)bio;
 
-  if (*(volatile __s64 *)&bios_live <= 0 || q->mq_ops) return 0;
-  struct kv_bio *entry = bpf_map_lookup_elem(&bios, &key);
+  if (*(volatile __s64*)&bios_live <= 0 || q->mq_ops) return 0;
+  struct kv_bio* entry = bpf_map_lookup_elem(&bios, &key);
   if (!entry) return 0;
   int status = bio->bi_status;
   struct finished done = {
@@ -65,7 +66,8 @@ int BPF_PROG(kv_bio_complete, struct request_queue *q, struct bio *bio) {
   if (!account(&done)) {
     count_stat(KV_STAT_LATE);
   } else if (status) {
-    account_error(&done.id, done.dev, done.op * KV_ERRORS + status_kind(status), entry->sector, entry->length);
+    account_error(&done.id, done.dev, done.op * KV_ERRORS + status_kind(status), entry->sector,
+                  entry->length);
   }
   forget_bio(key);
   return 0;

@@ -1,21 +1,22 @@
 // SPDX-License-Identifier: GPL-2.0-only OR Apache-2.0
 /* Block requests of VMs, at whatever device the VM's own task submits them to.
  *
- * Identity is the submitter's, taken where it still runs: at block_io_start, or at block_getrq on kernels without
- * (before 6.5). Issue runs in whoever flushes the queue, completion in an interrupt: neither says whose it is.
+ * Identity is the submitter's, taken where it still runs: at block_io_start, or at block_getrq on kernels
+ * without (before 6.5). Issue runs in whoever flushes the queue, completion in an interrupt: neither says
+ * whose it is.
  *
- * Merges. A request is one operation of the VM that started it. Bios merged in later (in the submitter's context,
- * but without a word about which request) are remembered by address if a VM's task brings them. A request whose
- * length at completion is not that of its own bio is walked, bio by bio: each one's bytes go to the VM that it was
- * remembered for; those of the others to nobody. Bios of another VM than the request's count there as an operation of
- * their own. So bytes never reach the wrong VM, and requests nobody merged into never pay for it. Discards merge
- * without a tracepoint: what was merged into one counts as foreign. */
+ * Merges. A request is one operation of the VM that started it. Bios merged in later (in the submitter's
+ * context, but without a word about which request) are remembered by address if a VM's task brings them. A
+ * request whose length at completion is not that of its own bio is walked, bio by bio: each one's bytes go to
+ * the VM that it was remembered for; those of the others to nobody. Bios of another VM than the request's
+ * count there as an operation of their own. So bytes never reach the wrong VM, and requests nobody merged
+ * into never pay for it. Discards merge without a tracepoint: what was merged into one counts as foreign. */
 #include "account.bpf.h"
 #include "carry.bpf.h"
 
-KV_INLINE void start_request(__u32 tgid, struct request *rq) {
+KV_INLINE void start_request(__u32 tgid, struct request* rq) {
   struct kv_identity id;
-  struct bio *bio = rq->bio;
+  struct bio* bio = rq->bio;
 
   if (!bio) return;
   __u32 length = rq->__data_len;
@@ -24,7 +25,7 @@ KV_INLINE void start_request(__u32 tgid, struct request *rq) {
   resolve_current(tgid, &id);
   __u32 dev = disk_of(id, bio);
   if (dev == NO_DISK) return;
-  struct kv_carry *carry = carry_place(rq, true);
+  struct kv_carry* carry = carry_place(rq, true);
   if (!carry) {
     struct kv_carry fresh = {
         .rq = (__u64)rq,
@@ -54,17 +55,17 @@ KV_INLINE void start_request(__u32 tgid, struct request *rq) {
 }
 
 SEC("tp_btf/block_io_start")
-int BPF_PROG(kv_io_start, struct request *rq) {
+int BPF_PROG(kv_io_start, struct request* rq) {
   __u32 tgid = bpf_get_current_pid_tgid() >> 32;
 
   if (is_vm(tgid)) start_request(tgid, rq);
   return 0;
 }
 
-/* Without io_start: the bio gets a request now; which one shows at issue, where the request's first bio is looked up.
- * If another bio was merged in front of it by then, the walk at completion finds it. */
+/* Without io_start: the bio gets a request now; which one shows at issue, where the request's first bio is
+ * looked up. If another bio was merged in front of it by then, the walk at completion finds it. */
 SEC("tp_btf/block_getrq")
-int BPF_PROG(kv_getrq, struct bio *bio) {
+int BPF_PROG(kv_getrq, struct bio* bio) {
   __u32 tgid = bpf_get_current_pid_tgid() >> 32;
   struct kv_bio entry;
 
@@ -72,12 +73,12 @@ int BPF_PROG(kv_getrq, struct bio *bio) {
   return 0;
 }
 
-static __noinline void carry_from_bio(struct request *rq) {
+static __noinline void carry_from_bio(struct request* rq) {
   __u64 key = (__u64)rq->bio;
-  struct kv_bio *entry = bpf_map_lookup_elem(&bios, &key);
+  struct kv_bio* entry = bpf_map_lookup_elem(&bios, &key);
 
   if (!entry) return;
-  struct kv_carry *carry = carry_place(rq, true);
+  struct kv_carry* carry = carry_place(rq, true);
   struct kv_carry fresh = {
       .rq = (__u64)rq,
       .start_ns = entry->start_ns,
@@ -97,19 +98,19 @@ static __noinline void carry_from_bio(struct request *rq) {
 }
 
 SEC("tp_btf/block_rq_issue")
-int BPF_PROG(kv_rq_issue, struct request *rq) {
-  struct kv_carry *carry = carry_of(rq);
+int BPF_PROG(kv_rq_issue, struct request* rq) {
+  struct kv_carry* carry = carry_of(rq);
 
   if (carry) {
     /* A requeue issues again: the first one counts. */
     if (!carry->issue_ns) carry->issue_ns = bpf_ktime_get_ns();
-  } else if (identity_by_getrq && *(volatile __s64 *)&bios_live > 0) {
+  } else if (identity_by_getrq && *(volatile __s64*)&bios_live > 0) {
     carry_from_bio(rq);
   }
   return 0;
 }
 
-KV_INLINE int merged(struct bio *bio) {
+KV_INLINE int merged(struct bio* bio) {
   __u32 tgid = bpf_get_current_pid_tgid() >> 32;
   struct kv_bio entry;
 
@@ -118,15 +119,19 @@ KV_INLINE int merged(struct bio *bio) {
 }
 
 SEC("tp_btf/block_bio_backmerge")
-int BPF_PROG(kv_bio_backmerge, struct bio *bio) { return merged(bio); }
+int BPF_PROG(kv_bio_backmerge, struct bio* bio) {
+  return merged(bio);
+}
 
 SEC("tp_btf/block_bio_frontmerge")
-int BPF_PROG(kv_bio_frontmerge, struct bio *bio) { return merged(bio); }
+int BPF_PROG(kv_bio_frontmerge, struct bio* bio) {
+  return merged(bio);
+}
 
 /* This request is absorbed by another one and never completes: its own bio is from now on a merged one. */
 SEC("tp_btf/block_rq_merge")
-int BPF_PROG(kv_rq_merge, struct request *rq) {
-  struct kv_carry *carry = carry_of(rq);
+int BPF_PROG(kv_rq_merge, struct request* rq) {
+  struct kv_carry* carry = carry_of(rq);
 
   if (!carry) return 0;
   struct kv_bio entry = {
@@ -137,7 +142,7 @@ int BPF_PROG(kv_rq_merge, struct request *rq) {
       .dev = carry->dev,
       .op = carry->op,
   };
-  remember_bio((struct bio *)carry->bio, &entry);
+  remember_bio((struct bio*)carry->bio, &entry);
   forget_carry(rq, carry);
   return 0;
 }
@@ -155,8 +160,9 @@ struct walk {
   bool failed;
 };
 
-/* One bio of the request. 0 at the end. Global, so that the verifier goes through it once and not for each bio. */
-__noinline int walk_bio(struct walk *walk, __u32 size) {
+/* One bio of the request. 0 at the end. Global, so that the verifier goes through it once and not for each
+ * bio. */
+__noinline int walk_bio(struct walk* walk, __u32 size) {
   if (!walk) return 0;
   __u64 key = walk->bio;
   __u32 taken = size < walk->left ? size : walk->left;
@@ -169,7 +175,7 @@ __noinline int walk_bio(struct walk *walk, __u32 size) {
     walk->own_seen = true;
     return whole;
   }
-  struct kv_bio *entry = bpf_map_lookup_elem(&bios, &key);
+  struct kv_bio* entry = bpf_map_lookup_elem(&bios, &key);
   if (!entry) {
     __sync_fetch_and_add(&stats[KV_STAT_FOREIGN_MERGED], good);
     return whole;
@@ -198,8 +204,8 @@ __noinline int walk_bio(struct walk *walk, __u32 size) {
   return whole;
 }
 
-static __noinline void walk_request(struct request *rq, struct walk *walk) {
-  struct bio *bio = rq->bio;
+static __noinline void walk_request(struct request* rq, struct walk* walk) {
+  struct bio* bio = rq->bio;
 
   for (int i = 0; i < KV_CHAIN; i++) {
     if (!bio) return;
@@ -211,7 +217,7 @@ static __noinline void walk_request(struct request *rq, struct walk *walk) {
 }
 
 /* A request that no carry stands for may hold bios of VMs: merged in, or (getrq) never issued. */
-static __noinline void complete_foreign(struct request *rq, int error, __u32 bytes) {
+static __noinline void complete_foreign(struct request* rq, int error, __u32 bytes) {
   struct walk walk = {
       .issue_ns = rq->io_start_time_ns,
       .end_ns = bpf_ktime_get_ns(),
@@ -223,7 +229,7 @@ static __noinline void complete_foreign(struct request *rq, int error, __u32 byt
 }
 
 /* A part, or the end, of a request that grew. False if the request is not the one remembered. */
-static __noinline bool complete_grown(struct request *rq, struct kv_carry *carry, int error, __u32 bytes) {
+static __noinline bool complete_grown(struct request* rq, struct kv_carry* carry, int error, __u32 bytes) {
   struct walk walk = {
       .own_bio = carry->bio,
       .id = carry->id,
@@ -240,17 +246,17 @@ static __noinline bool complete_grown(struct request *rq, struct kv_carry *carry
   return true;
 }
 
-KV_INLINE bool unchanged(struct request *rq, struct kv_carry *carry) {
+KV_INLINE bool unchanged(struct request* rq, struct kv_carry* carry) {
   return rq->__data_len == carry->length && rq->__sector == carry->sector && (__u64)rq->bio == carry->bio;
 }
 
 SEC("tp_btf/block_rq_complete")
-int BPF_PROG(kv_rq_complete, struct request *rq, int error, unsigned int nr_bytes) {
-  struct kv_carry *carry = carry_of(rq);
+int BPF_PROG(kv_rq_complete, struct request* rq, int error, unsigned int nr_bytes) {
+  struct kv_carry* carry = carry_of(rq);
   __u32 flags;
 
   if (!carry) {
-    if (*(volatile __s64 *)&bios_live > 0 && (identity_by_getrq || rq->bio != rq->biotail))
+    if (*(volatile __s64*)&bios_live > 0 && (identity_by_getrq || rq->bio != rq->biotail))
       complete_foreign(rq, error, nr_bytes);
     return 0;
   }

@@ -1,10 +1,10 @@
 // SPDX-License-Identifier: GPL-2.0-only OR Apache-2.0
 /* QEMU processes come and go: a new one takes a spare slot before it can do any I/O. */
-#include "identity.bpf.h"
 #include "account.bpf.h"
+#include "identity.bpf.h"
 
-KV_INLINE void report(__u32 type, const struct kv_process_key *key, struct kv_identity id) {
-  struct kv_event_process *record = reserve_event(0, sizeof(*record));
+KV_INLINE void report(__u32 type, const struct kv_process_key* key, struct kv_identity id) {
+  struct kv_event_process* record = reserve_event(0, sizeof(*record));
 
   if (!record) return;
   record->type = type;
@@ -15,10 +15,10 @@ KV_INLINE void report(__u32 type, const struct kv_process_key *key, struct kv_id
   bpf_ringbuf_submit(record, 0);
 }
 
-KV_INLINE bool is_qemu(struct linux_binprm *bprm) {
+KV_INLINE bool is_qemu(struct linux_binprm* bprm) {
   /* The name of the file itself, which a symbolic link, a script or /dev/fd/N does not hide. */
   __u64 name[KV_NAME_BYTES / 8] = {};
-  const unsigned char *text = bprm->file->f_path.dentry->d_name.name;
+  const unsigned char* text = bprm->file->f_path.dentry->d_name.name;
 
   bpf_probe_read_kernel_str(name, sizeof(name), text);
   for (int i = 0; i < KV_NAMES; i++) {
@@ -32,7 +32,7 @@ KV_INLINE bool is_qemu(struct linux_binprm *bprm) {
 }
 
 /* A spare slot for the process: one insert that must be the first. The loser's spare goes back. */
-KV_INLINE void claim_slot(const struct kv_process_key *key) {
+KV_INLINE void claim_slot(const struct kv_process_key* key) {
   struct kv_process process = {};
 
   if (bpf_map_pop_elem(&spares, &process.id)) {
@@ -56,7 +56,7 @@ KV_INLINE void claim_slot(const struct kv_process_key *key) {
 }
 
 SEC("tp_btf/sched_process_exec")
-int BPF_PROG(kv_exec, struct task_struct *task, int old_pid, struct linux_binprm *bprm) {
+int BPF_PROG(kv_exec, struct task_struct* task, int old_pid, struct linux_binprm* bprm) {
   struct kv_process_key key;
   __u32 tgid = task->tgid;
   bool qemu = is_qemu(bprm);
@@ -67,7 +67,7 @@ int BPF_PROG(kv_exec, struct task_struct *task, int old_pid, struct linux_binprm
     if (bound_cgroup(task)) mark_vm(tgid);
     return 0;
   }
-  struct kv_process *known = is_vm(tgid) ? bpf_map_lookup_elem(&procs, &key) : 0;
+  struct kv_process* known = is_vm(tgid) ? bpf_map_lookup_elem(&procs, &key) : 0;
   if (known && known->flags & KV_PROCESS_CHILD) {
     /* A child of a VM's process becomes something else: no longer the VM's, unless its cgroup says so. */
     bpf_map_delete_elem(&procs, &key);
@@ -80,14 +80,14 @@ int BPF_PROG(kv_exec, struct task_struct *task, int old_pid, struct linux_binprm
 }
 
 SEC("tp_btf/sched_process_fork")
-int BPF_PROG(kv_fork, struct task_struct *parent, struct task_struct *child) {
+int BPF_PROG(kv_fork, struct task_struct* parent, struct task_struct* child) {
   struct kv_process_key key;
   __u32 tgid = child->tgid;
   __u32 parent_tgid = parent->tgid;
 
   if (!is_vm(parent_tgid) || tgid == parent_tgid) return 0;
   process_key(parent, &key);
-  struct kv_process *known = bpf_map_lookup_elem(&procs, &key);
+  struct kv_process* known = bpf_map_lookup_elem(&procs, &key);
   if (known) {
     struct kv_process inherited = {.id = known->id, .flags = KV_PROCESS_FOLLOWS | KV_PROCESS_CHILD};
     process_key(child, &key);
@@ -99,14 +99,14 @@ int BPF_PROG(kv_fork, struct task_struct *parent, struct task_struct *child) {
 }
 
 SEC("tp_btf/sched_process_exit")
-int BPF_PROG(kv_exit, struct task_struct *task) {
+int BPF_PROG(kv_exit, struct task_struct* task) {
   struct kv_process_key key;
   __u32 tgid = task->tgid;
 
   if (!is_vm(tgid) || task->signal->live.counter) return 0;
   process_key(task, &key);
   unmark_vm(tgid);
-  struct kv_process *known = bpf_map_lookup_elem(&procs, &key);
+  struct kv_process* known = bpf_map_lookup_elem(&procs, &key);
   if (!known) return 0;
   struct kv_identity id = known->id;
   if (!(known->flags & KV_PROCESS_FOLLOWS)) {

@@ -257,7 +257,9 @@ std::uint32_t Tracer::spares() const {
   return impl_->identities.spares();
 }
 
-const SlotMaps& Tracer::host_maps() const { return *impl_->host_maps; }
+const SlotMaps& Tracer::host_maps() const {
+  return *impl_->host_maps;
+}
 
 // --- identity
 // ----------------------------------------------------------------------------------------------------

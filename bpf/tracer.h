@@ -16,7 +16,8 @@
 
 namespace kvmscope::bpf {
 
-/// How many rows of each device space a slot's inner maps have. The last row collects all devices beyond ("other").
+/// How many rows of each device space a slot's inner maps have. The last row collects all devices beyond
+/// ("other").
 struct SlotShape {
   std::uint16_t disks = 4;
   auto operator<=>(const SlotShape&) const = default;
@@ -25,12 +26,12 @@ struct SlotShape {
 /// A disk as the kernel tells it apart: see disk_key() for how it is made.
 using DiskKey = core::StrongId<struct DiskKeyTag, std::uint64_t>;
 
-/// Key of a disk: a block device (inode 0) or a file on the file system whose device this is. Bijective in the
-/// inode for one device; the same function as in the kernel (bpf/abi.h).
+/// Key of a disk: a block device (inode 0) or a file on the file system whose device this is. Bijective in
+/// the inode for one device; the same function as in the kernel (bpf/abi.h).
 DiskKey disk_key(std::uint32_t device_major, std::uint32_t device_minor, std::uint64_t inode);
 
-/// One incarnation: the pair of inner maps (counters, histograms) that a slot's programs write to, mapped read-only.
-/// Values only grow as long as it lives. Movable; unmaps and closes with its owner.
+/// One incarnation: the pair of inner maps (counters, histograms) that a slot's programs write to, mapped
+/// read-only. Values only grow as long as it lives. Movable; unmaps and closes with its owner.
 class SlotMaps {
  public:
   SlotMaps(SlotMaps&&) noexcept;
@@ -75,7 +76,7 @@ struct IoErrorEvent {
 
 /// What the programs count about themselves, summed since load (bpf/abi.h: enum kv_stat).
 struct SelfStat {
-  std::string_view name;         ///< late, unattributed, carry_full ...
+  std::string_view name;  ///< late, unattributed, carry_full ...
   std::string_view description;
   std::uint64_t value = 0;
 };
@@ -84,13 +85,13 @@ struct SelfStat {
 struct ProgramInfo {
   std::string name;
   bool attached = false;
-  std::string why_not;           ///< why it is not attached (unsupported, not needed on this kernel), else empty
-  std::uint64_t run_count = 0;   ///< in windows of enabled statistics
+  std::string why_not;  ///< why it is not attached (unsupported, not needed on this kernel), else empty
+  std::uint64_t run_count = 0;  ///< in windows of enabled statistics
   std::uint64_t run_time_ns = 0;
   std::uint64_t recursion_misses = 0;
   std::uint32_t verified_instructions = 0;
   std::uint32_t jited_bytes = 0;
-  std::uint64_t map_bytes = 0;   ///< on the first entry only: memory of all maps that are not a slot's
+  std::uint64_t map_bytes = 0;  ///< on the first entry only: memory of all maps that are not a slot's
 };
 
 /// How the submitter's identity is found.
@@ -102,8 +103,9 @@ enum class IdentityHook {
 
 /// The kernel side: loads the programs, owns every map, hands out slots.
 ///
-/// Threads: all methods are called on the loop's thread and return at once, except those that take a callback:
-/// they hand the waiting for RCU to the tracer's own thread and post the callback to Options::executor.
+/// Threads: all methods are called on the loop's thread and return at once, except those that take a
+/// callback: they hand the waiting for RCU to the tracer's own thread and post the callback to
+/// Options::executor.
 class Tracer {
  public:
   struct Options {
@@ -118,21 +120,26 @@ class Tracer {
     std::function<void(core::SlotIdentity, std::uint32_t tenant_index, const IoErrorEvent&)> on_io_error;
   };
 
-  /// Loads and attaches. Errors say what is missing and what helps (no BTF, no privilege, verifier's last lines).
+  /// Loads and attaches. Errors say what is missing and what helps (no BTF, no privilege, verifier's last
+  /// lines).
   static core::Result<std::unique_ptr<Tracer>> open(Options options);
   ~Tracer();
 
-  // --- slots -------------------------------------------------------------------------------------------------
+  // --- slots
+  // -------------------------------------------------------------------------------------------------
   using MapsCallback = std::function<void(core::Result<SlotMaps>)>;
-  /// Creates an incarnation, installs it at its slot and puts the slot's {tenant index 0, no disks} in force for
-  /// this generation. The slot must be free (never used, or retired). Then the slot may be offered as a spare.
-  void install(core::SlotIdentity identity, core::Incarnation incarnation, SlotShape shape, MapsCallback done);
+  /// Creates an incarnation, installs it at its slot and puts the slot's {tenant index 0, no disks} in force
+  /// for this generation. The slot must be free (never used, or retired). Then the slot may be offered as a
+  /// spare.
+  void install(core::SlotIdentity identity, core::Incarnation incarnation, SlotShape shape,
+               MapsCallback done);
   using ReplaceCallback = std::function<void(core::Result<SlotMaps> fresh)>;
-  /// Replaces a slot's inner maps by larger ones of the same generation. The old SlotMaps stay readable and are
-  /// final when `done` is called: their owner then drains and drops them.
-  void grow(core::SlotIdentity identity, core::Incarnation incarnation, SlotShape shape, ReplaceCallback done);
-  /// Takes the slot's maps out and invalidates its generation; when `done` is called no program can write to them
-  /// any more and work still in flight counts as `late`.
+  /// Replaces a slot's inner maps by larger ones of the same generation. The old SlotMaps stay readable and
+  /// are final when `done` is called: their owner then drains and drops them.
+  void grow(core::SlotIdentity identity, core::Incarnation incarnation, SlotShape shape,
+            ReplaceCallback done);
+  /// Takes the slot's maps out and invalidates its generation; when `done` is called no program can write to
+  /// them any more and work still in flight counts as `late`.
   void retire(core::SlotIdentity identity, std::function<void(core::Result<void>)> done);
   /// Puts an installed slot into the pool that new QEMU processes take from.
   core::Result<void> offer_spare(core::SlotIdentity identity);
@@ -141,15 +148,16 @@ class Tracer {
   /// Slot 0: what marked processes did while they held no slot.
   const SlotMaps& host_maps() const;
 
-  // --- identity ----------------------------------------------------------------------------------------------
-  /// The process's slot: the one that the kernel already gave it, or a spare taken now. resource_exhausted if the
-  /// pool is empty, not_found if the process is gone.
+  // --- identity
+  // ----------------------------------------------------------------------------------------------
+  /// The process's slot: the one that the kernel already gave it, or a spare taken now. resource_exhausted if
+  /// the pool is empty, not_found if the process is gone.
   core::Result<core::SlotIdentity> claim(core::ProcessKey process);
-  /// Gives the process (which has a slot) another one from the pool: its next request counts there, requests in
-  /// flight still count in the old one. Cgroups and helpers bound to the old slot follow.
+  /// Gives the process (which has a slot) another one from the pool: its next request counts there, requests
+  /// in flight still count in the old one. Cgroups and helpers bound to the old slot follow.
   core::Result<core::SlotIdentity> rebind(core::ProcessKey process);
-  /// Tasks in these cgroups, and these helper processes, belong to the slot of `process`. Replaces what was bound
-  /// before for this process.
+  /// Tasks in these cgroups, and these helper processes, belong to the slot of `process`. Replaces what was
+  /// bound before for this process.
   core::Result<void> bind(core::ProcessKey process, std::span<const std::uint64_t> cgroup_ids,
                           std::span<const core::ProcessKey> helpers);
   /// Forgets the process, its cgroups and helpers: its tasks are foreign from now on.
@@ -157,16 +165,20 @@ class Tracer {
   /// Processes that hold a slot in the kernel's table: to catch up after lost events.
   std::vector<std::pair<core::ProcessKey, core::SlotIdentity>> processes() const;
 
-  // --- disks of a slot ---------------------------------------------------------------------------------------
+  // --- disks of a slot
+  // ---------------------------------------------------------------------------------------
   /// Numbers these disks of the slot, keeping every number given before. Result: dev of each key, in order.
-  core::Result<std::vector<std::uint16_t>> number_disks(core::SlotIdentity identity, std::span<const DiskKey> keys);
+  core::Result<std::vector<std::uint16_t>> number_disks(core::SlotIdentity identity,
+                                                        std::span<const DiskKey> keys);
   /// All keys of the slot numbered so far, by the daemon or at first sight by the kernel; index = dev.
   std::vector<DiskKey> disks(core::SlotIdentity identity) const;
   /// A disk of some VM sits on a device without requests (dm, zram): attach the programs for bios, once.
   core::Result<void> need_bio_devices();
 
-  // --- tenants -----------------------------------------------------------------------------------------------
-  /// Gives the tenant a ring of its own at this index (1 .. max_tenants-1); 0 is the host's and exists always.
+  // --- tenants
+  // -----------------------------------------------------------------------------------------------
+  /// Gives the tenant a ring of its own at this index (1 .. max_tenants-1); 0 is the host's and exists
+  /// always.
   core::Result<void> add_tenant(std::uint32_t tenant_index, std::uint32_t ring_bytes);
   void remove_tenant(std::uint32_t tenant_index);
   /// Events of this slot go to this tenant's ring from now on.
@@ -174,7 +186,8 @@ class Tracer {
   /// Records lost because this tenant's ring was full.
   std::uint64_t ring_drops(std::uint32_t tenant_index) const;
 
-  // --- about itself ------------------------------------------------------------------------------------------
+  // --- about itself
+  // ------------------------------------------------------------------------------------------
   std::vector<SelfStat> self_stats() const;
   std::vector<ProgramInfo> programs() const;
   /// Switches the kernel's run-time statistics on (or off): by duty cycle, for they cost time at every run.
@@ -189,14 +202,14 @@ class Tracer {
 
 /// One thing about this host that tracing depends on.
 struct HostFeature {
-  std::string name;    ///< kernel, btf, tp_btf block_io_start, fentry, lsm, lockdown, bpffs ...
+  std::string name;  ///< kernel, btf, tp_btf block_io_start, fentry, lsm, lockdown, bpffs ...
   bool present = false;
   std::string detail;  ///< what was found
   std::string effect;  ///< what is degraded because of it; empty if nothing is
 };
 
-/// Looks, loads nothing that stays: what `kvmscope check` prints about the kernel. Any thread, no privilege needed
-/// (without it, features that need it say so).
+/// Looks, loads nothing that stays: what `kvmscope check` prints about the kernel. Any thread, no privilege
+/// needed (without it, features that need it say so).
 std::vector<HostFeature> probe_host();
 
 }  // namespace kvmscope::bpf

@@ -14,8 +14,8 @@
 #include <nlohmann/json.hpp>
 #include <string>
 #include <thread>
-#include <vector>
 #include <utility>
+#include <vector>
 
 #include "bpf/tracer.h"
 #include "hostd/check_local.h"
@@ -164,8 +164,8 @@ void report(const std::string& what, const core::Error& error) {
 
 }  // namespace
 
-App::Impl::Impl(Config loaded, std::shared_ptr<boost::asio::io_context> loop, std::unique_ptr<bpf::Tracer> opened,
-                std::shared_ptr<Inbox> tracer_inbox)
+App::Impl::Impl(Config loaded, std::shared_ptr<boost::asio::io_context> loop,
+                std::unique_ptr<bpf::Tracer> opened, std::shared_ptr<Inbox> tracer_inbox)
     : config(std::move(loaded)),
       io(std::move(loop)),
       inbox(std::move(tracer_inbox)),
@@ -223,7 +223,8 @@ void App::Impl::rescan() {
   // What the kernel gave a slot while its record was lost in a full ring, alive or not.
   for (const auto& [process, identity] : tracer->processes()) {
     if (registry.by_slot(identity) == nullptr) {
-      on_process({.type = bpf::ProcessEvent::Type::claimed, .process = process, .identity = identity, .comm = {}});
+      on_process(
+          {.type = bpf::ProcessEvent::Type::claimed, .process = process, .identity = identity, .comm = {}});
     }
   }
   std::vector<core::ProcessKey> known;
@@ -275,7 +276,9 @@ SelfReading App::Impl::read_self() {
   return self;
 }
 
-void App::Impl::export_interval() { cycle.run(read_self()); }
+void App::Impl::export_interval() {
+  cycle.run(read_self());
+}
 
 core::Result<void> App::Impl::open_libvirt() {
   virt::LibvirtSource::Options options;
@@ -288,14 +291,16 @@ core::Result<void> App::Impl::open_libvirt() {
     coverage.seen(seen.facts.uuid);
     keeper.on_vm(seen.facts);
   };
-  // A process's end may still be on its way through the ring and /proc: both orders are right to the registry.
+  // A process's end may still be on its way through the ring and /proc: both orders are right to the
+  // registry.
   options.on_gone = [this](const virt::VmGone& gone) {
     coverage.gone(gone.uuid);
     keeper.on_vm_gone(gone.uuid, gone.process);
   };
   options.on_problem = [this](const virt::VmProblem& problem) {
     coverage.problem(problem.uuid, problem.name, problem.reason);
-    log_event(LogLevel::warn, "domain cannot be described", {{"vm", problem.name}, {"reason", problem.reason}});
+    log_event(LogLevel::warn, "domain cannot be described",
+              {{"vm", problem.name}, {"reason", problem.reason}});
   };
   options.on_listed = [this](const std::vector<core::VmUuid>& uuids) { coverage.listed(uuids); };
   options.on_connection = [this](const virt::ConnectionState& state) {

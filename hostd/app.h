@@ -11,8 +11,8 @@ namespace kvmscope::hostd {
 /// The daemon: the only place where the rooms meet.
 class App {
  public:
-  /// Loads and attaches the programs, opens the control socket, starts looking for domains. Errors say what is
-  /// missing on this host and what helps.
+  /// Loads and attaches the programs, opens the control socket, starts looking for domains. Errors say what
+  /// is missing on this host and what helps.
   static core::Result<std::unique_ptr<App>> start(Config config);
   ~App();
 

@@ -36,7 +36,8 @@ Coverage::Summary Coverage::summary(const std::vector<const tenancy::Epoch*>& ep
 std::string untraced_reason(const tenancy::Epoch& epoch) {
   if (epoch.state == tenancy::EpochState::over_quota) return "the tenant's slots are used up";
   if (!epoch.facts) return {};
-  const auto invisible = std::ranges::count(epoch.facts->disks, core::DiskBacking::invisible, &core::Disk::backing);
+  const auto invisible =
+      std::ranges::count(epoch.facts->disks, core::DiskBacking::invisible, &core::Disk::backing);
   if (invisible > 0 && static_cast<std::size_t>(invisible) == epoch.facts->disks.size()) {
     return "no disk is visible to the host's block layer";
   }

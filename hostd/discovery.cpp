@@ -13,7 +13,8 @@ tenancy::ProcessHint hint_of(const virt::QemuProcess& process) {
           .in_container = process.in_container};
 }
 
-Discovery::Discovery(boost::asio::any_io_executor executor, std::string proc_root, std::vector<std::string> qemu_names)
+Discovery::Discovery(boost::asio::any_io_executor executor, std::string proc_root,
+                     std::vector<std::string> qemu_names)
     : executor_(std::move(executor)), proc_root_(std::move(proc_root)), qemu_names_(std::move(qemu_names)) {}
 
 Discovery::~Discovery() {
@@ -21,7 +22,8 @@ Discovery::~Discovery() {
   thread_.join();
 }
 
-void Discovery::describe(core::ProcessKey process, std::function<void(std::optional<tenancy::ProcessHint>)> done) {
+void Discovery::describe(core::ProcessKey process,
+                         std::function<void(std::optional<tenancy::ProcessHint>)> done) {
   boost::asio::post(thread_, [this, process, done = std::move(done)]() mutable {
     std::optional<tenancy::ProcessHint> hint;
     if (const auto found = virt::describe_qemu(proc_root_, process)) hint = hint_of(*found);
@@ -30,7 +32,8 @@ void Discovery::describe(core::ProcessKey process, std::function<void(std::optio
 }
 
 void Discovery::after(std::function<void()> done) {
-  boost::asio::post(thread_, [this, done = std::move(done)]() mutable { boost::asio::post(executor_, std::move(done)); });
+  boost::asio::post(
+      thread_, [this, done = std::move(done)]() mutable { boost::asio::post(executor_, std::move(done)); });
 }
 
 void Discovery::scan(std::vector<core::ProcessKey> known, std::function<void(Found)> done) {
@@ -43,7 +46,8 @@ void Discovery::scan(std::vector<core::ProcessKey> known, std::function<void(Fou
       const auto now = virt::process_key(proc_root_, process.tgid);
       if (!now || *now != process) found.gone.push_back(process);
     }
-    boost::asio::post(executor_, [found = std::move(found), done = std::move(done)]() mutable { done(std::move(found)); });
+    boost::asio::post(
+        executor_, [found = std::move(found), done = std::move(done)]() mutable { done(std::move(found)); });
   });
 }
 

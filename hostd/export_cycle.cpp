@@ -33,8 +33,8 @@ std::string device_name(const EpochData& data, std::uint16_t dev) {
   return "other";
 }
 
-core::LogRecord io_error_record(const bpf::IoErrorEvent& event, std::uint64_t unix_ns, const std::string& device,
-                                bool operators) {
+core::LogRecord io_error_record(const bpf::IoErrorEvent& event, std::uint64_t unix_ns,
+                                const std::string& device, bool operators) {
   core::LogRecord record{.event_name = "kvmscope.vm.disk.error",
                          .severity = core::Severity::error,
                          .time_unix_ns = unix_ns,
@@ -46,14 +46,15 @@ core::LogRecord io_error_record(const bpf::IoErrorEvent& event, std::uint64_t un
     }
   }
   record.attributes.push_back({"kvmscope.size", std::int64_t{event.bytes}});
-  if (operators) record.attributes.push_back({"kvmscope.host.sector", static_cast<std::int64_t>(event.sector)});
+  if (operators)
+    record.attributes.push_back({"kvmscope.host.sector", static_cast<std::int64_t>(event.sector)});
   return record;
 }
 
 }  // namespace
 
-ExportCycle::ExportCycle(const Config& config, tenancy::Registry& registry, SlotKeeper& keeper, StreamSet& streams,
-                         TopTracker& top, const core::Clock& clock)
+ExportCycle::ExportCycle(const Config& config, tenancy::Registry& registry, SlotKeeper& keeper,
+                         StreamSet& streams, TopTracker& top, const core::Clock& clock)
     : config_(config),
       registry_(registry),
       keeper_(keeper),
@@ -107,7 +108,8 @@ core::Resource ExportCycle::daemon_resource(const core::TenantId& tenant) const 
   out.push_back({"service.namespace", "kvmscope"});
   out.push_back({"service.name", "kvmscope.hostd"});
   // Opaque to a tenant, yet another for each host: heartbeats of two hosts must not run into each other.
-  const std::string instance = operators ? config_.host.id : tenancy::epoch_id(config_.host.id, {}, {}, tenant).value;
+  const std::string instance =
+      operators ? config_.host.id : tenancy::epoch_id(config_.host.id, {}, {}, tenant).value;
   out.push_back({"service.instance.id", instance});
   if (!operators) out.push_back({"cloud.account.id", tenant.value});
   if (!config_.host.region.empty()) out.push_back({"cloud.region", config_.host.region});
@@ -119,12 +121,14 @@ ExportCycle::Outgoing& ExportCycle::tenant_outgoing(const core::TenantId& tenant
   return interval.tenants.try_emplace(tenant, tenant).first->second;
 }
 
-void ExportCycle::add_to(Outgoing& outgoing, const core::Resource& resource, const exporters::EncodedScope& scope) {
+void ExportCycle::add_to(Outgoing& outgoing, const core::Resource& resource,
+                         const exporters::EncodedScope& scope) {
   outgoing.batch.add(resource, scope, points_.size());
 }
 
 void ExportCycle::add_epoch(const tenancy::Epoch& epoch, Interval& interval) {
-  // Without an id nobody has been named its reader yet: what it counts is kept for whoever it turns out to be.
+  // Without an id nobody has been named its reader yet: what it counts is kept for whoever it turns out to
+  // be.
   if (epoch.id.value.empty()) return;
   const EpochData* data = keeper_.data(epoch);
   if (data == nullptr) return;
@@ -178,7 +182,8 @@ void ExportCycle::add_closed(const tenancy::Epoch& epoch, const EpochData& data,
   if (over || points_.empty()) return;
 
   const exporters::EncodedScope scope = exporters::encode_metrics(points_);
-  if (!epoch.tenant.value.empty() && streams_.wanted(epoch.tenant) && (ended || closed.tenant == Delivery::due)) {
+  if (!epoch.tenant.value.empty() && streams_.wanted(epoch.tenant) &&
+      (ended || closed.tenant == Delivery::due)) {
     Outgoing& outgoing = tenant_outgoing(epoch.tenant, interval);
     add_to(outgoing, vm_resource(epoch, false), scope);
     if (!ended) outgoing.finals.push_back(epoch.serial);
@@ -243,7 +248,8 @@ void ExportCycle::send_logs() {
       if (reader.value.empty() || data == nullptr) continue;
       std::vector<core::LogRecord> records;
       for (const PendingLog& log : found->second) {
-        records.push_back(io_error_record(log.event, log.unix_ns, device_name(*data, log.event.dev), operators));
+        records.push_back(
+            io_error_record(log.event, log.unix_ns, device_name(*data, log.event.dev), operators));
       }
       const auto batch = batches.try_emplace(reader, reader, exporters::Signal::logs).first;
       batch->second.add(vm_resource(*epoch, operators), exporters::encode_logs(records), records.size());

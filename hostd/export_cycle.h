@@ -22,15 +22,16 @@ namespace kvmscope::hostd {
 
 /// Reads every epoch, encodes it once, and hands the tenant's and the operator's batches to their streams.
 ///
-/// An epoch that has ended goes on being sent until each of its streams has acknowledged its last values; then its
-/// series are closed with NO_RECORDED_VALUE and it is forgotten. So a dead collector costs memory, never a count.
-/// Threads: the loop's only.
+/// An epoch that has ended goes on being sent until each of its streams has acknowledged its last values;
+/// then its series are closed with NO_RECORDED_VALUE and it is forgotten. So a dead collector costs memory,
+/// never a count. Threads: the loop's only.
 class ExportCycle {
  public:
   ExportCycle(const Config& config, tenancy::Registry& registry, SlotKeeper& keeper, StreamSet& streams,
               TopTracker& top, const core::Clock& clock);
 
-  /// One interval: reads and submits. `self` is completed with the cycle's own figures and goes to the operator.
+  /// One interval: reads and submits. `self` is completed with the cycle's own figures and goes to the
+  /// operator.
   void run(SelfReading self);
 
   /// A failed request of a VM: becomes a log record of its owner, once the owner is known.
@@ -71,7 +72,8 @@ class ExportCycle {
   void add_to(Outgoing& outgoing, const core::Resource& resource, const exporters::EncodedScope& scope);
   Outgoing& tenant_outgoing(const core::TenantId& tenant, Interval& interval);
   void submit(Outgoing outgoing, bool operators);
-  void delivered(const std::vector<std::uint64_t>& finals, bool operators, exporters::Stream::Outcome outcome);
+  void delivered(const std::vector<std::uint64_t>& finals, bool operators,
+                 exporters::Stream::Outcome outcome);
   void send_logs();
   void limit_closed();
 
@@ -88,7 +90,7 @@ class ExportCycle {
   VmReading reading_;
   std::vector<core::Point> points_;
   std::unordered_map<std::uint64_t, Closed> closed_;  ///< by the epoch's serial
-  std::unordered_set<std::uint64_t> former_ended_;         ///< serials of adopted epochs whose old series are closed
+  std::unordered_set<std::uint64_t> former_ended_;  ///< serials of adopted epochs whose old series are closed
   std::vector<PendingLog> logs_;
   std::uint64_t cycles_ = 0;
   std::uint64_t closed_lost_ = 0;

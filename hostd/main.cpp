@@ -17,7 +17,8 @@ namespace {
 constexpr int kExitBadConfig = 2;
 constexpr int kExitCannotStart = 3;
 
-/// Tokens pass through this process's memory: neither a core file nor another user's debugger shall hold them.
+/// Tokens pass through this process's memory: neither a core file nor another user's debugger shall hold
+/// them.
 void forbid_core_dumps() {
   const rlimit none{0, 0};
   setrlimit(RLIMIT_CORE, &none);
@@ -25,7 +26,8 @@ void forbid_core_dumps() {
 }
 
 int run(int argc, char** argv) {
-  CLI::App cli{"kvmscope-hostd: traces the VMs of this host and exports each tenant's data on its own stream"};
+  CLI::App cli{
+      "kvmscope-hostd: traces the VMs of this host and exports each tenant's data on its own stream"};
   std::string config_file = "/etc/kvmscope/kvmscope.yaml";
   bool check_only = false;
   cli.add_option("--config", config_file, "configuration file")->capture_default_str();

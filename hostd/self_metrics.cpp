@@ -14,9 +14,11 @@ constexpr Instrument kProgramRuns{"kvmscope.program.runs", "{run}",
                                   "Runs of a BPF program while run-time statistics were on",
                                   InstrumentType::counter};
 constexpr Instrument kProgramTime{"kvmscope.program.run.time", "s",
-                                  "Time in a BPF program while run-time statistics were on", InstrumentType::counter};
+                                  "Time in a BPF program while run-time statistics were on",
+                                  InstrumentType::counter};
 constexpr Instrument kProgramMisses{"kvmscope.program.recursion.misses", "{run}",
-                                    "Runs of a BPF program that the kernel left out", InstrumentType::counter};
+                                    "Runs of a BPF program that the kernel left out",
+                                    InstrumentType::counter};
 constexpr Instrument kProgramAttached{"kvmscope.program.attached", "1", "1 if the program is attached",
                                       InstrumentType::gauge};
 constexpr Instrument kProgramInstructions{"kvmscope.program.verified.instructions", "{instruction}",
@@ -29,22 +31,24 @@ constexpr Instrument kKernelEvents{"kvmscope.kernel.events", "{event}",
                                    "What the programs could not count as they should, by kind",
                                    InstrumentType::counter};
 constexpr Instrument kRingDropped{"kvmscope.ring.dropped", "{record}",
-                                  "Event records lost because the tenant's ring was full", InstrumentType::counter};
+                                  "Event records lost because the tenant's ring was full",
+                                  InstrumentType::counter};
 constexpr Instrument kSlots{"kvmscope.slots", "{slot}", "Slots by state", InstrumentType::gauge};
 constexpr Instrument kDiscarded{"kvmscope.processes.discarded", "{process}",
                                 "QEMU processes that are no VM of this host", InstrumentType::counter};
 constexpr Instrument kUnattributed{"kvmscope.vms.unattributed", "{vm}",
-                                   "VM epochs that got no owner before the deadline", InstrumentType::counter};
+                                   "VM epochs that got no owner before the deadline",
+                                   InstrumentType::counter};
 constexpr Instrument kClaimsFailed{"kvmscope.claims.failed", "{claim}", "Slots asked for and not given",
                                    InstrumentType::counter};
-constexpr Instrument kOverQuota{"kvmscope.vms.over_quota", "{vm}", "VM epochs not traced for their tenant's quota",
-                                InstrumentType::counter};
-constexpr Instrument kStreamItems{"kvmscope.stream.items", "{item}", "Points and records by what became of them",
-                                  InstrumentType::counter};
+constexpr Instrument kOverQuota{"kvmscope.vms.over_quota", "{vm}",
+                                "VM epochs not traced for their tenant's quota", InstrumentType::counter};
+constexpr Instrument kStreamItems{"kvmscope.stream.items", "{item}",
+                                  "Points and records by what became of them", InstrumentType::counter};
 constexpr Instrument kStreamRequests{"kvmscope.stream.requests", "{request}", "Export attempts by outcome",
                                      InstrumentType::counter};
-constexpr Instrument kStreamAuth{"kvmscope.stream.auth.failures", "{request}", "Attempts refused for credentials",
-                                 InstrumentType::counter};
+constexpr Instrument kStreamAuth{"kvmscope.stream.auth.failures", "{request}",
+                                 "Attempts refused for credentials", InstrumentType::counter};
 constexpr Instrument kStreamQueue{"kvmscope.stream.queue.size", "By", "Batches waiting, in bytes",
                                   InstrumentType::gauge};
 constexpr Instrument kStreamLag{"kvmscope.stream.queue.age", "s", "Age of the oldest batch waiting",
@@ -52,38 +56,46 @@ constexpr Instrument kStreamLag{"kvmscope.stream.queue.age", "s", "Age of the ol
 constexpr Instrument kStreamHealthy{"kvmscope.stream.healthy", "1", "1 if the last attempt succeeded",
                                     InstrumentType::gauge};
 constexpr Instrument kDomains{"kvmscope.coverage.domains", "{domain}",
-                              "Running domains, those traced, and those not traced by reason", InstrumentType::gauge};
-constexpr Instrument kLibvirt{"kvmscope.libvirt.connected", "1", "1 if libvirt answers", InstrumentType::gauge};
+                              "Running domains, those traced, and those not traced by reason",
+                              InstrumentType::gauge};
+constexpr Instrument kLibvirt{"kvmscope.libvirt.connected", "1", "1 if libvirt answers",
+                              InstrumentType::gauge};
 constexpr Instrument kClosedWaiting{"kvmscope.epochs.waiting", "{epoch}",
                                     "Ended VM epochs whose last values are not acknowledged yet",
                                     InstrumentType::gauge};
 constexpr Instrument kClosedLost{"kvmscope.epochs.lost", "{epoch}",
                                  "Ended VM epochs given up because too many waited", InstrumentType::counter};
-constexpr Instrument kLogsLost{"kvmscope.logs.lost", "{record}", "Event records dropped on the way to a stream",
-                               InstrumentType::counter};
+constexpr Instrument kLogsLost{"kvmscope.logs.lost", "{record}",
+                               "Event records dropped on the way to a stream", InstrumentType::counter};
 constexpr Instrument kCycleTime{"kvmscope.cycle.time", "s", "CPU time of the last reading and encoding",
                                 InstrumentType::gauge};
-constexpr Instrument kCpu{"kvmscope.process.cpu.time", "s", "CPU time of the daemon", InstrumentType::counter};
-constexpr Instrument kMemory{"kvmscope.process.memory", "By", "Resident memory of the daemon", InstrumentType::gauge};
-constexpr Instrument kHeartbeat{"kvmscope.heartbeat", "{interval}", "Export intervals since the daemon started",
-                                InstrumentType::counter};
+constexpr Instrument kCpu{"kvmscope.process.cpu.time", "s", "CPU time of the daemon",
+                          InstrumentType::counter};
+constexpr Instrument kMemory{"kvmscope.process.memory", "By", "Resident memory of the daemon",
+                             InstrumentType::gauge};
+constexpr Instrument kHeartbeat{"kvmscope.heartbeat", "{interval}",
+                                "Export intervals since the daemon started", InstrumentType::counter};
 constexpr Instrument kVms{"kvmscope.vms", "{vm}", "VMs of this stream's tenant that are traced on this host",
                           InstrumentType::gauge};
 
 constexpr const Instrument* kAll[] = {
-    &kProgramRuns, &kProgramTime,  &kProgramMisses,  &kProgramAttached, &kProgramInstructions, &kProgramJited,
-    &kMapMemory,   &kKernelEvents, &kRingDropped,    &kSlots,           &kDiscarded,           &kUnattributed,
-    &kClaimsFailed, &kOverQuota,   &kStreamItems,    &kStreamRequests,  &kStreamAuth,          &kStreamQueue,
-    &kStreamLag,   &kStreamHealthy, &kDomains,       &kLibvirt,         &kClosedWaiting,       &kClosedLost,
-    &kLogsLost,    &kCycleTime,    &kCpu,            &kMemory,          &kHeartbeat,           &kVms};
+    &kProgramRuns,    &kProgramTime,  &kProgramMisses, &kProgramAttached, &kProgramInstructions,
+    &kProgramJited,   &kMapMemory,    &kKernelEvents,  &kRingDropped,     &kSlots,
+    &kDiscarded,      &kUnattributed, &kClaimsFailed,  &kOverQuota,       &kStreamItems,
+    &kStreamRequests, &kStreamAuth,   &kStreamQueue,   &kStreamLag,       &kStreamHealthy,
+    &kDomains,        &kLibvirt,      &kClosedWaiting, &kClosedLost,      &kLogsLost,
+    &kCycleTime,      &kCpu,          &kMemory,        &kHeartbeat,       &kVms};
 
-double seconds(std::uint64_t ns) { return static_cast<double>(ns) / 1e9; }
+double seconds(std::uint64_t ns) {
+  return static_cast<double>(ns) / 1e9;
+}
 
 /// Collects points with one start and one time.
 class Points {
  public:
   using Labels = std::vector<core::Point::Label>;
-  Points(std::uint64_t start_unix_ns, std::uint64_t time_unix_ns) : start_(start_unix_ns), time_(time_unix_ns) {}
+  Points(std::uint64_t start_unix_ns, std::uint64_t time_unix_ns)
+      : start_(start_unix_ns), time_(time_unix_ns) {}
 
   void add(const Instrument& instrument, std::uint64_t value, Labels labels = {}) {
     push(instrument, static_cast<std::int64_t>(value), std::move(labels));
@@ -163,14 +175,15 @@ std::vector<core::Point> self_points(const SelfReading& reading, std::uint64_t s
                                      std::uint64_t time_unix_ns, std::deque<std::string>& strings) {
   Points points(start_unix_ns, time_unix_ns);
   add_programs(reading.programs, points);
-  for (const bpf::SelfStat& stat : reading.kernel) points.add(kKernelEvents, stat.value, {{"event", stat.name}});
+  for (const bpf::SelfStat& stat : reading.kernel)
+    points.add(kKernelEvents, stat.value, {{"event", stat.name}});
   for (const SelfReading::Ring& ring : reading.rings) {
     points.add(kRingDropped, ring.dropped, {{"tenant", ring.tenant}});
   }
   add_registry(reading.registry, points);
   for (const SelfReading::StreamFigures& stream : reading.streams) {
-    add_stream(stream.stats, strings.emplace_back(stream.tenant.empty() ? "operator" : "tenant/" + stream.tenant),
-               points);
+    add_stream(stream.stats,
+               strings.emplace_back(stream.tenant.empty() ? "operator" : "tenant/" + stream.tenant), points);
   }
   points.add(kDomains, reading.domains_running, {{"state", "running"}});
   points.add(kDomains, reading.domains_traced, {{"state", "traced"}});
@@ -188,14 +201,16 @@ std::vector<core::Point> self_points(const SelfReading& reading, std::uint64_t s
   return points.take();
 }
 
-std::vector<core::Point> heartbeat_points(std::uint64_t cycles, std::uint64_t vms, std::uint64_t start_unix_ns,
-                                          std::uint64_t time_unix_ns) {
+std::vector<core::Point> heartbeat_points(std::uint64_t cycles, std::uint64_t vms,
+                                          std::uint64_t start_unix_ns, std::uint64_t time_unix_ns) {
   Points points(start_unix_ns, time_unix_ns);
   points.add(kHeartbeat, cycles);
   points.add(kVms, vms);
   return points.take();
 }
 
-std::span<const core::Instrument* const> self_instruments() { return kAll; }
+std::span<const core::Instrument* const> self_instruments() {
+  return kAll;
+}
 
 }  // namespace kvmscope::hostd

@@ -42,8 +42,8 @@ struct SelfReading {
   std::uint64_t closed_epochs_lost = 0;     ///< given up because too many waited
   std::uint64_t logs_lost = 0;              ///< event records dropped between ring and stream
   std::uint64_t cycles = 0;
-  std::uint64_t cycle_ns = 0;               ///< CPU time of the last reading and encoding
-  std::uint64_t cpu_ns = 0;                 ///< of the process
+  std::uint64_t cycle_ns = 0;  ///< CPU time of the last reading and encoding
+  std::uint64_t cpu_ns = 0;    ///< of the process
   std::uint64_t resident_bytes = 0;
 };
 
@@ -51,9 +51,10 @@ struct SelfReading {
 std::vector<core::Point> self_points(const SelfReading& reading, std::uint64_t start_unix_ns,
                                      std::uint64_t time_unix_ns, std::deque<std::string>& strings);
 
-/// What each tenant's stream carries about itself: that it lives, and how many of the tenant's VMs are traced here.
-std::vector<core::Point> heartbeat_points(std::uint64_t cycles, std::uint64_t vms, std::uint64_t start_unix_ns,
-                                          std::uint64_t time_unix_ns);
+/// What each tenant's stream carries about itself: that it lives, and how many of the tenant's VMs are traced
+/// here.
+std::vector<core::Point> heartbeat_points(std::uint64_t cycles, std::uint64_t vms,
+                                          std::uint64_t start_unix_ns, std::uint64_t time_unix_ns);
 
 /// Every instrument of self_points() and heartbeat_points(): docs/metrics.md is checked against it.
 std::span<const core::Instrument* const> self_instruments();

@@ -35,7 +35,8 @@ std::vector<bpf::DiskKey> keys_of(const std::vector<core::Disk>& disks) {
 
 }  // namespace
 
-SlotKeeper::SlotKeeper(bpf::Tracer& tracer, tenancy::Registry& registry, const core::Clock& clock, Report report)
+SlotKeeper::SlotKeeper(bpf::Tracer& tracer, tenancy::Registry& registry, const core::Clock& clock,
+                       Report report)
     : tracer_(tracer), registry_(registry), clock_(clock), report_(std::move(report)) {}
 
 void SlotKeeper::carry_out(tenancy::Actions actions) {
@@ -108,11 +109,14 @@ void SlotKeeper::apply(const tenancy::NumberDisks& action) {
   }
   const auto devs = tracer_.number_disks(action.identity, keys_of(action.disks));
   if (!devs) return report_("number disks", devs.error());
-  // The kernel numbers at first sight what libvirt does not list too, so numbers may exceed the count of disks.
+  // The kernel numbers at first sight what libvirt does not list too, so numbers may exceed the count of
+  // disks.
   if (!devs->empty()) grow(action.identity, static_cast<std::uint16_t>(*std::ranges::max_element(*devs) + 2));
 }
 
-void SlotKeeper::apply(const tenancy::Grow& action) { grow(action.identity, action.disks); }
+void SlotKeeper::apply(const tenancy::Grow& action) {
+  grow(action.identity, action.disks);
+}
 
 void SlotKeeper::grow(core::SlotIdentity identity, std::uint16_t disks) {
   const auto epoch = epochs_.find(identity.generation);
@@ -123,7 +127,8 @@ void SlotKeeper::grow(core::SlotIdentity identity, std::uint16_t disks) {
   growing_[identity] = disks;
   tracer_.grow(identity, next_incarnation(), {.disks = disks},
                [this, identity, disks](core::Result<bpf::SlotMaps> fresh) {
-                 if (const auto newest = growing_.find(identity); newest != growing_.end() && newest->second == disks) {
+                 if (const auto newest = growing_.find(identity);
+                     newest != growing_.end() && newest->second == disks) {
                    growing_.erase(newest);
                  }
                  const bool ok = fresh.has_value();
@@ -142,13 +147,17 @@ void SlotKeeper::apply(const tenancy::AddTenant& action) {
   check("make a tenant's ring", tracer_.add_tenant(action.index, action.ring_bytes));
 }
 
-void SlotKeeper::apply(const tenancy::RemoveTenant& action) { tracer_.remove_tenant(action.index); }
+void SlotKeeper::apply(const tenancy::RemoveTenant& action) {
+  tracer_.remove_tenant(action.index);
+}
 
 void SlotKeeper::apply(const tenancy::SetTenant& action) {
   check("set a slot's tenant", tracer_.set_tenant(action.identity, action.index));
 }
 
-void SlotKeeper::apply(const tenancy::Unbind& action) { tracer_.unbind(action.process); }
+void SlotKeeper::apply(const tenancy::Unbind& action) {
+  tracer_.unbind(action.process);
+}
 
 void SlotKeeper::apply(const tenancy::Discard& action) {
   tracer_.unbind(action.process);
@@ -160,9 +169,11 @@ void SlotKeeper::drain(core::SlotIdentity identity, bool discard) {
     epoch->second.disk_keys = tracer_.disks(identity);  // gone from the kernel once the slot is retired
   }
   tracer_.retire(identity, [this, identity, discard](core::Result<void> retired) {
-    // Without the kernel's word that nobody writes any more the slot must not be given to another: it stays taken.
+    // Without the kernel's word that nobody writes any more the slot must not be given to another: it stays
+    // taken.
     if (!retired) return report_("retire a slot", retired.error());
-    if (const tenancy::Epoch* epoch = registry_.by_slot(identity)) generations_[epoch->serial] = identity.generation;
+    if (const tenancy::Epoch* epoch = registry_.by_slot(identity))
+      generations_[epoch->serial] = identity.generation;
     if (const auto epoch = epochs_.find(identity.generation); epoch != epochs_.end()) {
       if (discard) {
         epochs_.erase(epoch);

@@ -51,8 +51,10 @@ class SlotKeeper {
   }
   void tick() { carry_out(registry_.tick(now())); }
 
-  /// Takes a slot for a process found in /proc that the kernel did not see start. False if there is no spare slot now.
-  bool claim(core::ProcessKey process, const std::string& comm, const std::optional<tenancy::ProcessHint>& hint);
+  /// Takes a slot for a process found in /proc that the kernel did not see start. False if there is no spare
+  /// slot now.
+  bool claim(core::ProcessKey process, const std::string& comm,
+             const std::optional<tenancy::ProcessHint>& hint);
 
   /// What this epoch counted so far, its device names brought up to date; nullptr if it never had a slot.
   const EpochData* data(const tenancy::Epoch& epoch);

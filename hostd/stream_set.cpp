@@ -30,7 +30,9 @@ std::optional<exporters::StreamConfig> StreamSet::config_for(const core::TenantI
   return tenant == kOperator ? config_.operator_stream() : config_.stream_for(tenant);
 }
 
-bool StreamSet::wanted(const core::TenantId& tenant) const { return config_for(tenant).has_value(); }
+bool StreamSet::wanted(const core::TenantId& tenant) const {
+  return config_for(tenant).has_value();
+}
 
 exporters::Stream* StreamSet::get(const core::TenantId& tenant) {
   Entry& entry = entries_[tenant];

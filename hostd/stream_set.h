@@ -15,7 +15,8 @@
 
 namespace kvmscope::hostd {
 
-/// The stream of the operator is bound to this id, which no source of tenancy can yield (it is not a legal one).
+/// The stream of the operator is bound to this id, which no source of tenancy can yield (it is not a legal
+/// one).
 inline const core::TenantId kOperator{"\x01operator"};
 
 /// One stream per tenant, made when its first batch is there, and the operator's.
@@ -26,8 +27,8 @@ class StreamSet {
 
   StreamSet(boost::asio::any_io_executor executor, const Config& config, Report report);
 
-  /// The tenant's stream (or the operator's, for kOperator): made on demand. nullptr if it has none by configuration,
-  /// or if it cannot be made now (reported; tried again at the next call).
+  /// The tenant's stream (or the operator's, for kOperator): made on demand. nullptr if it has none by
+  /// configuration, or if it cannot be made now (reported; tried again at the next call).
   exporters::Stream* get(const core::TenantId& tenant);
   /// False if this one is configured to have no stream: nothing needs to be kept for it.
   bool wanted(const core::TenantId& tenant) const;

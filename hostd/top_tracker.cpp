@@ -17,7 +17,8 @@ core::HistogramValue difference(const core::HistogramValue& now, const core::His
   core::HistogramValue delta;
   delta.sum_ns = now.sum_ns - before.sum_ns;
   delta.zero = now.zero - before.zero;
-  for (std::size_t i = 0; i < core::kHistogramBuckets; ++i) delta.buckets[i] = now.buckets[i] - before.buckets[i];
+  for (std::size_t i = 0; i < core::kHistogramBuckets; ++i)
+    delta.buckets[i] = now.buckets[i] - before.buckets[i];
   return delta;
 }
 
@@ -37,7 +38,8 @@ std::map<TopTracker::Key, TopTracker::Totals> TopTracker::totals_of(std::span<co
   return all;
 }
 
-void TopTracker::observe(const tenancy::Epoch& epoch, std::span<const VmReading::Row> rows, std::uint64_t monotonic_ns) {
+void TopTracker::observe(const tenancy::Epoch& epoch, std::span<const VmReading::Row> rows,
+                         std::uint64_t monotonic_ns) {
   Reading now{.monotonic_ns = monotonic_ns, .totals = totals_of(rows)};
   const auto before = before_.find(epoch.serial);
   if (before != before_.end() && before->second.monotonic_ns < monotonic_ns) {

@@ -16,7 +16,8 @@
 
 namespace kvmscope::hostd {
 
-/// The rates and percentiles of the last interval, from the difference of two readings: what `kvmscope top` shows.
+/// The rates and percentiles of the last interval, from the difference of two readings: what `kvmscope top`
+/// shows.
 class TopTracker {
  public:
   /// A new interval's readings follow; end() makes them what view() returns.

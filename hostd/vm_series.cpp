@@ -130,7 +130,8 @@ void VmReading::read(const bpf::SlotMaps* maps, const tenancy::EpochTotals& tota
 }
 
 void VmReading::append(const core::Instrument* instrument, const Row& row, bool sum, bool ended,
-                       std::uint64_t start_unix_ns, std::uint64_t time_unix_ns, std::vector<core::Point>& out) const {
+                       std::uint64_t start_unix_ns, std::uint64_t time_unix_ns,
+                       std::vector<core::Point>& out) const {
   core::Point& point = out.emplace_back();
   point.instrument = instrument;
   point.start_unix_ns = start_unix_ns;
@@ -138,7 +139,8 @@ void VmReading::append(const core::Instrument* instrument, const Row& row, bool 
   point.no_recorded_value = ended;
   point.labels.reserve(3);
   point.labels.push_back({"disk.device", row.device->name});
-  for (const bpf::SubLabel& label : row.kind->subs[row.sub].labels) point.labels.push_back({label.key, label.value});
+  for (const bpf::SubLabel& label : row.kind->subs[row.sub].labels)
+    point.labels.push_back({label.key, label.value});
   if (row.histogram != nullptr) {
     point.value = row.histogram;
   } else {
@@ -161,7 +163,8 @@ void VmReading::walk(bool ended, std::uint64_t start_unix_ns, std::uint64_t time
   }
 }
 
-void VmReading::points(std::uint64_t start_unix_ns, std::uint64_t time_unix_ns, std::vector<core::Point>& out) const {
+void VmReading::points(std::uint64_t start_unix_ns, std::uint64_t time_unix_ns,
+                       std::vector<core::Point>& out) const {
   walk(false, start_unix_ns, time_unix_ns, out);
 }
 

@@ -16,7 +16,8 @@
 
 namespace kvmscope::hostd {
 
-/// Stands for every device beyond a slot's rows, whatever its number: rows change when a slot grows, this does not.
+/// Stands for every device beyond a slot's rows, whatever its number: rows change when a slot grows, this
+/// does not.
 inline constexpr std::uint16_t kOtherDevice = 0xffff;
 
 /// A label (vda, unresolved, other) and the slot's device numbers that it covers.
@@ -26,9 +27,9 @@ struct DeviceLabel {
   bool is_disk = false;  ///< named by the domain: its `always` series exist from the start
 };
 
-/// Which of a slot's numbered devices are what. Without facts (the VM was never named) all of them are `unresolved`.
-/// Numbers that are neither a disk of the domain nor on a device that holds one (a device below a stacked one, say)
-/// get no label: what they counted is counted at the disk itself, or is no disk's. Pure.
+/// Which of a slot's numbered devices are what. Without facts (the VM was never named) all of them are
+/// `unresolved`. Numbers that are neither a disk of the domain nor on a device that holds one (a device below
+/// a stacked one, say) get no label: what they counted is counted at the disk itself, or is no disk's. Pure.
 std::vector<DeviceLabel> label_devices(const core::VmFacts* facts, std::span<const bpf::DiskKey> keys);
 
 /// Adds an ended incarnation's final values to its epoch's totals.
@@ -47,19 +48,23 @@ class VmReading {
   };
 
   /// Reads; `maps` is null once the slot was drained. The labels must outlive the reading.
-  void read(const bpf::SlotMaps* maps, const tenancy::EpochTotals& totals, std::span<const DeviceLabel> devices);
+  void read(const bpf::SlotMaps* maps, const tenancy::EpochTotals& totals,
+            std::span<const DeviceLabel> devices);
 
   std::span<const Row> rows() const { return rows_; }
 
-  /// The rows as points, those of one instrument next to each other. Views the reading: valid until the next read().
+  /// The rows as points, those of one instrument next to each other. Views the reading: valid until the next
+  /// read().
   void points(std::uint64_t start_unix_ns, std::uint64_t time_unix_ns, std::vector<core::Point>& out) const;
   /// The same series, each closed with NO_RECORDED_VALUE.
-  void end_points(std::uint64_t start_unix_ns, std::uint64_t time_unix_ns, std::vector<core::Point>& out) const;
+  void end_points(std::uint64_t start_unix_ns, std::uint64_t time_unix_ns,
+                  std::vector<core::Point>& out) const;
 
  private:
-  void append(const core::Instrument* instrument, const Row& row, bool sum, bool ended, std::uint64_t start_unix_ns,
-              std::uint64_t time_unix_ns, std::vector<core::Point>& out) const;
-  void walk(bool ended, std::uint64_t start_unix_ns, std::uint64_t time_unix_ns, std::vector<core::Point>& out) const;
+  void append(const core::Instrument* instrument, const Row& row, bool sum, bool ended,
+              std::uint64_t start_unix_ns, std::uint64_t time_unix_ns, std::vector<core::Point>& out) const;
+  void walk(bool ended, std::uint64_t start_unix_ns, std::uint64_t time_unix_ns,
+            std::vector<core::Point>& out) const;
   core::HistogramValue* next_histogram();
 
   std::vector<Row> rows_;

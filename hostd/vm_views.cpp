@@ -101,7 +101,8 @@ void add_stream(const StreamSet::Entry& entry, TenantView& view) {
 
 }  // namespace
 
-std::vector<VmView> vm_views(const tenancy::Registry& registry, SlotKeeper& keeper, const Coverage& coverage) {
+std::vector<VmView> vm_views(const tenancy::Registry& registry, SlotKeeper& keeper,
+                             const Coverage& coverage) {
   std::vector<VmView> views;
   for (const tenancy::Epoch* epoch : registry.epochs()) {
     if (epoch->state == tenancy::EpochState::closed) continue;
@@ -145,10 +146,11 @@ std::vector<TenantView> tenant_views(const tenancy::Registry& registry, const St
 std::vector<CheckLine> check_lines(const std::vector<CheckLine>& host, const virt::ConnectionState& libvirt,
                                    const bpf::Tracer& tracer) {
   std::vector<CheckLine> lines = host;
-  lines.push_back({.name = "libvirt connection",
-                   .ok = libvirt.connected,
-                   .detail = libvirt.detail,
-                   .effect = libvirt.connected ? "" : "new VMs are counted but have no name until it is back"});
+  lines.push_back(
+      {.name = "libvirt connection",
+       .ok = libvirt.connected,
+       .detail = libvirt.detail,
+       .effect = libvirt.connected ? "" : "new VMs are counted but have no name until it is back"});
   for (const bpf::ProgramInfo& program : tracer.programs()) {
     lines.push_back({.name = "program " + program.name,
                      .ok = program.attached || !program.why_not.empty(),

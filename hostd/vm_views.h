@@ -21,7 +21,8 @@ std::vector<VmView> vm_views(const tenancy::Registry& registry, SlotKeeper& keep
 std::vector<TenantView> tenant_views(const tenancy::Registry& registry, const StreamSet& streams,
                                      const bpf::Tracer& tracer);
 
-/// What `kvmscope check` shows of a running daemon: the host as found at start, the programs and libvirt as they are.
+/// What `kvmscope check` shows of a running daemon: the host as found at start, the programs and libvirt as
+/// they are.
 std::vector<CheckLine> check_lines(const std::vector<CheckLine>& host, const virt::ConnectionState& libvirt,
                                    const bpf::Tracer& tracer);
 

@@ -12,7 +12,8 @@ class Clock {
   virtual ~Clock() = default;
   /// Wall clock, ns since 1970 (CLOCK_REALTIME): what OTLP points carry.
   virtual std::uint64_t unix_ns() const = 0;
-  /// ns since boot without suspend (CLOCK_MONOTONIC), the clock of bpf_ktime_get_ns: for delays and deadlines.
+  /// ns since boot without suspend (CLOCK_MONOTONIC), the clock of bpf_ktime_get_ns: for delays and
+  /// deadlines.
   virtual std::uint64_t monotonic_ns() const = 0;
   /// ns since boot with suspend (CLOCK_BOOTTIME), the clock of process start times.
   virtual std::uint64_t boottime_ns() const = 0;

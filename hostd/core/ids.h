@@ -23,7 +23,8 @@ inline constexpr SlotId kHostSlot{0};
 /// Which tenancy of a slot a piece of work belongs to. Never reused within a daemon's life; 0 is never valid.
 using Generation = StrongId<struct GenerationTag, std::uint32_t>;
 
-/// One pair of inner maps (counters, histograms): values in it only grow. Never reused within a daemon's life.
+/// One pair of inner maps (counters, histograms): values in it only grow. Never reused within a daemon's
+/// life.
 using Incarnation = StrongId<struct IncarnationTag, std::uint32_t>;
 
 /// Who is billed: nova's project id, or what own metadata or a static rule says. Never empty in a valid id.
@@ -38,8 +39,8 @@ using EpochId = StrongId<struct EpochTag, std::string>;
 /// A process for good: process ids are reused, (tgid, start) is not.
 struct ProcessKey {
   std::uint32_t tgid = 0;
-  /// Start of the thread-group leader since boot, in clock ticks of 10 ms: field 22 of /proc/PID/stat, and the
-  /// kernel's start_boottime / 10^7.
+  /// Start of the thread-group leader since boot, in clock ticks of 10 ms: field 22 of /proc/PID/stat, and
+  /// the kernel's start_boottime / 10^7.
   std::uint64_t start_ticks = 0;
   auto operator<=>(const ProcessKey&) const = default;
 };
@@ -54,7 +55,9 @@ struct SlotIdentity {
 
 template <typename Tag, typename T>
 struct std::hash<kvmscope::core::StrongId<Tag, T>> {
-  std::size_t operator()(const kvmscope::core::StrongId<Tag, T>& id) const { return std::hash<T>()(id.value); }
+  std::size_t operator()(const kvmscope::core::StrongId<Tag, T>& id) const {
+    return std::hash<T>()(id.value);
+  }
 };
 
 template <>

@@ -12,16 +12,16 @@ namespace kvmscope::core {
 
 /// What went wrong, for the two readers an error has: code decides, context explains.
 enum class ErrorCode {
-  invalid_argument,   ///< the caller's or the operator's input is wrong
-  not_found,          ///< the thing named does not exist (any more)
-  already_exists,     ///< somebody else made it first
-  permission_denied,  ///< a capability or a file mode is missing
-  unsupported,        ///< this kernel, library or peer cannot do it
-  resource_exhausted, ///< a quota, a pool or the system's memory is used up
-  unavailable,        ///< try again later: the peer is away
+  invalid_argument,    ///< the caller's or the operator's input is wrong
+  not_found,           ///< the thing named does not exist (any more)
+  already_exists,      ///< somebody else made it first
+  permission_denied,   ///< a capability or a file mode is missing
+  unsupported,         ///< this kernel, library or peer cannot do it
+  resource_exhausted,  ///< a quota, a pool or the system's memory is used up
+  unavailable,         ///< try again later: the peer is away
   deadline_exceeded,
-  corrupt,            ///< data that breaks its own format
-  system,             ///< any other failed system call; context holds errno's text
+  corrupt,  ///< data that breaks its own format
+  system,   ///< any other failed system call; context holds errno's text
 };
 
 /// An error with its chain of context, outermost first: "open config: /etc/x.yaml: No such file".
@@ -35,7 +35,8 @@ class Error {
     if (errno_value == ENOENT || errno_value == ESRCH) code = ErrorCode::not_found;
     if (errno_value == EEXIST) code = ErrorCode::already_exists;
     if (errno_value == EPERM || errno_value == EACCES) code = ErrorCode::permission_denied;
-    if (errno_value == ENOMEM || errno_value == ENOSPC || errno_value == E2BIG) code = ErrorCode::resource_exhausted;
+    if (errno_value == ENOMEM || errno_value == ENOSPC || errno_value == E2BIG)
+      code = ErrorCode::resource_exhausted;
     return {code, std::string(what) + ": " + std::strerror(errno_value)};
   }
 
@@ -54,7 +55,9 @@ class Error {
 template <typename T>
 using Result = std::expected<T, Error>;
 
-inline std::unexpected<Error> fail(Error error) { return std::unexpected<Error>(std::move(error)); }
+inline std::unexpected<Error> fail(Error error) {
+  return std::unexpected<Error>(std::move(error));
+}
 inline std::unexpected<Error> fail(ErrorCode code, std::string context) {
   return std::unexpected<Error>(Error(code, std::move(context)));
 }

@@ -9,7 +9,8 @@
 
 namespace kvmscope::core {
 
-/// One aggregate inside a slot: row of the catalogue, the VM's own number of the device, and what it is split by.
+/// One aggregate inside a slot: row of the catalogue, the VM's own number of the device, and what it is split
+/// by.
 struct SeriesId {
   std::uint16_t kind = 0;
   std::uint16_t dev = 0;

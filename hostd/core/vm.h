@@ -26,14 +26,15 @@ struct Disk {
   std::uint32_t device_major = 0;
   std::uint32_t device_minor = 0;
   std::uint64_t inode = 0;  ///< 0 unless backing is file
-  /// Why the disk cannot be traced (backing invisible, or a path that could not be examined); empty if it can.
+  /// Why the disk cannot be traced (backing invisible, or a path that could not be examined); empty if it
+  /// can.
   std::string invisible_reason;
   bool operator==(const Disk&) const = default;
 };
 
 /// One network interface of a domain.
 struct Nic {
-  std::string tap;    ///< host interface, empty where there is none (SR-IOV, vhost-user)
+  std::string tap;  ///< host interface, empty where there is none (SR-IOV, vhost-user)
   std::string mac;
   std::string alias;
   std::string model;

@@ -1,7 +1,7 @@
 // SPDX-License-Identifier: Apache-2.0
-// What a cycle costs per series: real inner maps, read in place, converted and encoded, for 10 to 1,000 VMs of 40 series.
-// Needs root. Prints user CPU per cycle and per series, the ratio of the per-series cost to that of 10 VMs, and the
-// daemon-side memory.
+// What a cycle costs per series: real inner maps, read in place, converted and encoded, for 10 to 1,000 VMs
+// of 40 series. Needs root. Prints user CPU per cycle and per series, the ratio of the per-series cost to
+// that of 10 VMs, and the daemon-side memory.
 #include <bpf/bpf.h>
 #include <sys/resource.h>
 #include <unistd.h>
@@ -23,7 +23,8 @@
 namespace kvmscope {
 namespace {
 
-constexpr std::uint16_t kDisks = 5;  // 5 disks x {read, write} x {operations, bytes, duration, queue} = 40 series
+constexpr std::uint16_t kDisks =
+    5;  // 5 disks x {read, write} x {operations, bytes, duration, queue} = 40 series
 constexpr int kCycles = 12;
 
 struct Vm {
@@ -46,7 +47,8 @@ double resident_mib() {
   return static_cast<double>(resident * static_cast<std::uint64_t>(sysconf(_SC_PAGESIZE))) / (1 << 20);
 }
 
-/// Writes plausible load into every inner map of this process's newest maps: the kernel's own path is another bench.
+/// Writes plausible load into every inner map of this process's newest maps: the kernel's own path is another
+/// bench.
 void fill_maps(std::uint32_t first_id) {
   std::mt19937_64 random(1);
   std::uint32_t id = first_id;
@@ -80,10 +82,13 @@ std::uint32_t last_map_id() {
 
 /// Exactly the series of the figure: reads and writes, no errors, flushes or discards.
 bool in_figure(const core::Point& point) {
-  return std::ranges::any_of(point.labels, [](const core::Point::Label& label) {
-           return label.key == "disk.io.direction" && (label.value == "read" || label.value == "write");
-         }) &&
-         std::ranges::none_of(point.labels, [](const core::Point::Label& label) { return label.key == "error.type"; });
+  return std::ranges::any_of(point.labels,
+                             [](const core::Point::Label& label) {
+                               return label.key == "disk.io.direction" &&
+                                      (label.value == "read" || label.value == "write");
+                             }) &&
+         std::ranges::none_of(point.labels,
+                              [](const core::Point::Label& label) { return label.key == "error.type"; });
 }
 
 struct Cost {
@@ -138,14 +143,16 @@ int run() {
   }
   std::vector<Vm> vms;
   for (std::uint32_t slot = 1; slot <= 1000; ++slot) {
-    (*tracer)->install({{slot}, {slot + 1}}, {slot + 1}, {.disks = kDisks + 1}, [&vms](core::Result<bpf::SlotMaps> maps) {
-      if (!maps) return;
-      std::vector<hostd::DeviceLabel> devices;
-      for (std::uint16_t dev = 0; dev < kDisks; ++dev) {
-        devices.push_back({.name = std::string("vd") + static_cast<char>('a' + dev), .devs = {dev}, .is_disk = true});
-      }
-      vms.push_back({std::move(*maps), {}, std::move(devices)});
-    });
+    (*tracer)->install(
+        {{slot}, {slot + 1}}, {slot + 1}, {.disks = kDisks + 1}, [&vms](core::Result<bpf::SlotMaps> maps) {
+          if (!maps) return;
+          std::vector<hostd::DeviceLabel> devices;
+          for (std::uint16_t dev = 0; dev < kDisks; ++dev) {
+            devices.push_back(
+                {.name = std::string("vd") + static_cast<char>('a' + dev), .devs = {dev}, .is_disk = true});
+          }
+          vms.push_back({std::move(*maps), {}, std::move(devices)});
+        });
   }
   while (vms.size() < 1000) {
     io.restart();
@@ -153,20 +160,25 @@ int run() {
   }
   fill_maps(before_maps);
   const double base_mib = resident_mib();
-  std::printf("cycle: read + convert + encode, 40 series a VM (half of them histograms with 15 filled buckets)\n");
-  std::printf("%6s %10s %12s %12s %14s %12s\n", "VMs", "series", "ms/cycle", "us/series", "ratio to 10", "request MiB");
+  std::printf(
+      "cycle: read + convert + encode, 40 series a VM (half of them histograms with 15 filled buckets)\n");
+  std::printf("%6s %10s %12s %12s %14s %12s\n", "VMs", "series", "ms/cycle", "us/series", "ratio to 10",
+              "request MiB");
   double reference = 0;
   for (const std::size_t count : {std::size_t{10}, std::size_t{100}, std::size_t{500}, std::size_t{1000}}) {
     const Cost cost = measure(vms, count);
     if (reference == 0) reference = cost.us_per_series;
-    std::printf("%6zu %10zu %12.2f %12.3f %14.2f %12.2f\n", count, count * 40, cost.ms_per_cycle, cost.us_per_series,
-                cost.us_per_series / reference, cost.request_mib);
+    std::printf("%6zu %10zu %12.2f %12.3f %14.2f %12.2f\n", count, count * 40, cost.ms_per_cycle,
+                cost.us_per_series, cost.us_per_series / reference, cost.request_mib);
   }
-  std::printf("resident: %.1f MiB with 1,000 VMs' maps read (%.1f MiB before the first cycle)\n", resident_mib(), base_mib);
+  std::printf("resident: %.1f MiB with 1,000 VMs' maps read (%.1f MiB before the first cycle)\n",
+              resident_mib(), base_mib);
   return 0;
 }
 
 }  // namespace
 }  // namespace kvmscope
 
-int main() { return kvmscope::run(); }
+int main() {
+  return kvmscope::run();
+}

@@ -5,12 +5,18 @@
 #include <bpf/bpf_helpers.h>
 
 SEC("tp_btf/block_io_start")
-int empty_start(void *context) { return 0; }
+int empty_start(void* context) {
+  return 0;
+}
 
 SEC("tp_btf/block_rq_issue")
-int empty_issue(void *context) { return 0; }
+int empty_issue(void* context) {
+  return 0;
+}
 
 SEC("tp_btf/block_rq_complete")
-int empty_complete(void *context) { return 0; }
+int empty_complete(void* context) {
+  return 0;
+}
 
 char LICENSE[] SEC("license") = "Dual BSD/GPL";

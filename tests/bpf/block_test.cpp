@@ -157,13 +157,15 @@ TEST_CASE("two VMs at depth 64 on one disk: each has exactly its own bytes") {
 
   std::string misses;
   for (const ProgramInfo& program : rig.tracer().programs()) {
-    if (program.recursion_misses > 0) misses += program.name + " " + std::to_string(program.recursion_misses) + " ";
+    if (program.recursion_misses > 0)
+      misses += program.name + " " + std::to_string(program.recursion_misses) + " ";
   }
   for (const SelfStat& entry : rig.tracer().self_stats()) {
     if (entry.value > 0) misses += std::string(entry.name) + " " + std::to_string(entry.value) + " ";
   }
   misses += "disk: " + run({"cat", "/sys/block/" + disk.path().substr(5) + "/stat"});
-  for (std::uint16_t dev = 0; dev < 4; ++dev) misses += std::to_string(totals(one, dev).operations[KV_READ].count) + " ";
+  for (std::uint16_t dev = 0; dev < 4; ++dev)
+    misses += std::to_string(totals(one, dev).operations[KV_READ].count) + " ";
   misses += "host " + std::to_string(totals(rig.tracer().host_maps(), 0).operations[KV_READ].count);
   CAPTURE(misses);
   const Totals read = totals(one, dev_of(rig.tracer(), one.identity(), disk.key()));

@@ -11,10 +11,12 @@ enum { VALUES = 1024 };
 __u64 delays_ns[VALUES];
 __u32 buckets[VALUES];
 
-__noinline __u32 bucket_of(__u64 ns) { return kv_bucket(ns); }
+__noinline __u32 bucket_of(__u64 ns) {
+  return kv_bucket(ns);
+}
 
 SEC("syscall")
-int find_buckets(void *context) {
+int find_buckets(void* context) {
   for (__u32 i = 0; i < VALUES; i++) buckets[i] = bucket_of(delays_ns[i]);
   return 0;
 }

@@ -13,7 +13,9 @@
 namespace kvmscope::core {
 namespace {
 
-bool is_open(int fd) { return ::fcntl(fd, F_GETFD) >= 0; }
+bool is_open(int fd) {
+  return ::fcntl(fd, F_GETFD) >= 0;
+}
 
 TEST_CASE("UniqueFd closes what it owns exactly once") {
   const int raw = ::open("/dev/null", O_RDONLY | O_CLOEXEC);

@@ -28,11 +28,11 @@ TEST_CASE("coverage counts running domains against traced ones, with reasons") {
   const auto summary = coverage.summary({&traced, &unattributed, &over, &invisible, &closed});
   REQUIRE(summary.running == 6);
   REQUIRE(summary.traced == 2);
-  REQUIRE(summary.untraced == std::map<std::string, std::uint64_t>{
-                                  {"the tenant's slots are used up", 1},
-                                  {"no disk is visible to the host's block layer", 1},
-                                  {"no slot yet", 1},
-                                  {"no QEMU process", 1}});
+  REQUIRE(summary.untraced ==
+          std::map<std::string, std::uint64_t>{{"the tenant's slots are used up", 1},
+                                               {"no disk is visible to the host's block layer", 1},
+                                               {"no slot yet", 1},
+                                               {"no QEMU process", 1}});
 }
 
 TEST_CASE("what libvirt no longer lists is not running") {

@@ -36,7 +36,8 @@ using Devs = std::vector<std::uint16_t>;
 TEST_CASE("two files on one file system are two disks; what names neither is unresolved") {
   core::VmFacts facts;
   facts.disks = {file_disk("vda", 1, 100), file_disk("vdb", 1, 200)};
-  const std::vector<bpf::DiskKey> keys = {bpf::disk_key(8, 1, 200), bpf::disk_key(8, 1, 0), bpf::disk_key(8, 1, 100)};
+  const std::vector<bpf::DiskKey> keys = {bpf::disk_key(8, 1, 200), bpf::disk_key(8, 1, 0),
+                                          bpf::disk_key(8, 1, 100)};
   const auto labels = label_devices(&facts, keys);
   REQUIRE(find(labels, "vda")->devs == Devs{2});
   REQUIRE(find(labels, "vdb")->devs == Devs{0});
@@ -48,7 +49,8 @@ TEST_CASE("two files on one file system are two disks; what names neither is unr
 TEST_CASE("a device below a stacked one, or of no disk of the domain, has no label") {
   core::VmFacts facts;
   facts.disks = {block_disk("vda", 16)};
-  const std::vector<bpf::DiskKey> keys = {bpf::disk_key(8, 0, 0), bpf::disk_key(8, 16, 0), bpf::disk_key(8, 1, 77)};
+  const std::vector<bpf::DiskKey> keys = {bpf::disk_key(8, 0, 0), bpf::disk_key(8, 16, 0),
+                                          bpf::disk_key(8, 1, 77)};
   const auto labels = label_devices(&facts, keys);
   REQUIRE(find(labels, "vda")->devs == Devs{1});
   REQUIRE(find(labels, "unresolved") == nullptr);
@@ -75,7 +77,8 @@ const bpf::Kind& kind_named(std::string_view name) {
   throw std::runtime_error("no such kind");
 }
 
-TEST_CASE("a drained epoch is read from its totals: devices of one label add up, disks exist from the start") {
+TEST_CASE(
+    "a drained epoch is read from its totals: devices of one label add up, disks exist from the start") {
   const bpf::Kind& operations = kind_named("kvmscope.vm.disk.storage.operations");
   const bpf::Kind& duration = kind_named("kvmscope.vm.disk.storage.duration");
   tenancy::EpochTotals totals;
