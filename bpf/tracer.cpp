@@ -44,7 +44,9 @@ constexpr std::array<StatText, KV_STATS> kStats{{
     {"storage_failed", "Identities that could not be kept with their task"},
     {"not_a_disk", "Reads of a VM's process of its own files (binary, libraries)"},
     {"other_device", "Requests on a disk beyond the numbers of a slot"},
-    {"stale", "Remembered requests whose completion was never seen"},
+    {"stale",
+     "Requests whose completion the kernel did not show; counted without delays when their tag was used "
+     "again"},
     {"foreign_merged", "Bytes of other processes in a VM's merged requests, not counted as the VM's"},
     {"long_chain", "Merged requests with more parts than were looked at"},
     {"map_error", "Updates of a kernel table that failed"},
@@ -257,7 +259,9 @@ std::uint32_t Tracer::spares() const {
   return impl_->identities.spares();
 }
 
-const SlotMaps& Tracer::host_maps() const { return *impl_->host_maps; }
+const SlotMaps& Tracer::host_maps() const {
+  return *impl_->host_maps;
+}
 
 // --- identity
 // ----------------------------------------------------------------------------------------------------
