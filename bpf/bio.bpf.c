@@ -70,7 +70,8 @@ KV_INLINE int complete_bio(struct request_queue *q, struct bio *bio) {
   return 0;
 }
 
-/* Twins, as for requests: block.bpf.c. */
+/* The kernel skips a program in an interrupt that hits the program itself. A bio has no tag whose next use would tell,
+ * so there are two: whichever comes first counts, the other one finds nothing left. */
 SEC("tp_btf/block_bio_complete")
 int BPF_PROG(kv_bio_complete, struct request_queue *q, struct bio *bio) { return complete_bio(q, bio); }
 

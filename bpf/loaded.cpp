@@ -159,8 +159,8 @@ Result<void> Loaded::configure(const Options& options) {
     const bool wanted = !why_not_.contains(name) || (later && kernel_has_tracepoint(tracepoint));
     bpf_program__set_autoload(program, wanted);
   }
-  for (const char* needed : {"kv_rq_issue", "kv_rq_complete", "kv_rq_complete2", "kv_exec", "kv_fork",
-                             "kv_exit", by_getrq ? "kv_getrq" : "kv_io_start"}) {
+  for (const char* needed : {"kv_rq_issue", "kv_rq_complete", "kv_exec", "kv_fork", "kv_exit",
+                             by_getrq ? "kv_getrq" : "kv_io_start"}) {
     if (const auto why = why_not_.find(needed); why != why_not_.end()) {
       return fail(ErrorCode::unsupported, why->second + ", which " + needed + " needs");
     }
@@ -224,8 +224,8 @@ Result<void> Loaded::attach_one(bpf_program* program) {
 Result<void> Loaded::attach() {
   const auto& all = skeleton_->progs;
   for (bpf_program* program :
-       {all.kv_rq_complete, all.kv_rq_complete2, all.kv_rq_issue, all.kv_rq_merge, all.kv_bio_backmerge,
-        all.kv_bio_frontmerge, all.kv_io_start, all.kv_getrq, all.kv_exit, all.kv_fork, all.kv_exec}) {
+       {all.kv_rq_complete, all.kv_rq_issue, all.kv_rq_merge, all.kv_bio_backmerge, all.kv_bio_frontmerge,
+        all.kv_io_start, all.kv_getrq, all.kv_exit, all.kv_fork, all.kv_exec}) {
     if (!bpf_program__autoload(program)) continue;
     if (auto done = attach_one(program); !done) return done;
   }

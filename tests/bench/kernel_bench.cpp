@@ -142,8 +142,7 @@ TEST_CASE("cost of a block request's programs") {
     print("  empty programs:", foreign_empty);
     foreign_ns = sum({{"s", foreign["kv_io_start"]},
                       {"i", foreign["kv_rq_issue"]},
-                      {"c", foreign["kv_rq_complete"]},
-                      {"d", foreign["kv_rq_complete2"]}}) -
+                      {"c", foreign["kv_rq_complete"]}}) -
                  sum(foreign_empty);
 
     // A disk that the daemon has listed, as those of named VMs are.
@@ -160,10 +159,7 @@ TEST_CASE("cost of a block request's programs") {
     Costs own_empty = since(costs("empty_"), none);
     print("VM request:", own);
     print("  empty programs:", own_empty);
-    vm_ns = sum({{"s", own["kv_io_start"]},
-                 {"i", own["kv_rq_issue"]},
-                 {"c", own["kv_rq_complete"]},
-                 {"d", own["kv_rq_complete2"]}}) -
+    vm_ns = sum({{"s", own["kv_io_start"]}, {"i", own["kv_rq_issue"]}, {"c", own["kv_rq_complete"]}}) -
             sum(own_empty);
     REQUIRE(totals(fresh, 0).operations[KV_READ].count > 1000);
   }

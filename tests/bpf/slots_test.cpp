@@ -56,7 +56,7 @@ TEST_CASE("all that this kernel needs is loaded and attached") {
       REQUIRE(program.jited_bytes > 0);
     }
   }
-  REQUIRE(attached == 10);
+  REQUIRE(attached == 9);
   REQUIRE(rig.tracer().programs().front().map_bytes > 0);
   REQUIRE(rig.tracer().enable_run_stats(true));
   run({"true"});
@@ -245,6 +245,7 @@ TEST_CASE("growing a slot under load loses nothing") {
     all.push_back(rig.grow(all.back(), {.disks = disks}));
   }
   REQUIRE(vm.wait() == 0);
+  settle(disk);
   core::CounterValue sum;
   std::uint64_t delays = 0;
   for (const SlotMaps& maps : all) {
@@ -254,7 +255,7 @@ TEST_CASE("growing a slot under load loses nothing") {
     }
   }
   REQUIRE(sum.sum == 20 * 16 * kMiB);
-  REQUIRE(delays == sum.count);
+  REQUIRE(delays + rig.stat("stale") == sum.count);
   REQUIRE(std::ranges::count_if(all, [](const SlotMaps& maps) { return reads(maps).count > 0; }) > 1);
 }
 
