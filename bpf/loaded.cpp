@@ -26,7 +26,7 @@ using core::Result;
 
 constexpr const char* kKernelBtf = "/sys/kernel/btf/vmlinux";
 constexpr std::string_view kTracePrefix = "tp_btf/";
-constexpr std::array<std::string_view, 2> kBioPrograms{"kv_bio_queue", "kv_bio_complete"};
+constexpr std::array<std::string_view, 3> kBioPrograms{"kv_bio_queue", "kv_bio_complete", "kv_bio_complete2"};
 
 const btf* kernel_btf() {
   struct Deleter {
@@ -233,7 +233,8 @@ Result<void> Loaded::attach() {
 }
 
 Result<void> Loaded::attach_bio_programs() {
-  for (bpf_program* program : {skeleton_->progs.kv_bio_complete, skeleton_->progs.kv_bio_queue}) {
+  for (bpf_program* program :
+       {skeleton_->progs.kv_bio_complete, skeleton_->progs.kv_bio_complete2, skeleton_->progs.kv_bio_queue}) {
     if (links_.contains(std::string_view(bpf_program__name(program)))) continue;
     if (auto done = attach_one(program); !done) return done;
   }

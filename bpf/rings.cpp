@@ -31,8 +31,8 @@ struct RingBufferDeleter {
 }  // namespace
 
 struct Ring::State : std::enable_shared_from_this<Ring::State> {
-  State(boost::asio::any_io_executor executor, Callback callback)
-      : descriptor(std::move(executor)), on_record(std::move(callback)) {}
+  State(const boost::asio::any_io_executor& executor, Callback callback)
+      : descriptor(executor), on_record(std::move(callback)) {}
 
   boost::asio::posix::stream_descriptor descriptor;
   Callback on_record;
@@ -59,10 +59,11 @@ struct Ring::State : std::enable_shared_from_this<Ring::State> {
   }
 };
 
-Result<Ring> Ring::open(boost::asio::any_io_executor executor, std::uint32_t bytes, Callback on_record) {
+Result<Ring> Ring::open(const boost::asio::any_io_executor& executor, std::uint32_t bytes,
+                        Callback on_record) {
   const auto page = static_cast<std::uint32_t>(::sysconf(_SC_PAGESIZE));
   const std::uint32_t size = std::bit_ceil(std::clamp(bytes, page, std::uint32_t{1} << 28U));
-  auto state = std::make_shared<State>(std::move(executor), std::move(on_record));
+  auto state = std::make_shared<State>(executor, std::move(on_record));
   state->map = UniqueFd(bpf_map_create(BPF_MAP_TYPE_RINGBUF, "tenant_ring", 0, 0, size, nullptr));
   if (!state->map) return fail(Error::from_errno("create a ring of " + std::to_string(size) + " bytes"));
   state->manager.reset(ring_buffer__new(state->map.get(), &State::take, state.get(), nullptr));
@@ -71,7 +72,7 @@ Result<Ring> Ring::open(boost::asio::any_io_executor executor, std::uint32_t byt
   UniqueFd epoll(::fcntl(ring_buffer__epoll_fd(state->manager.get()), F_DUPFD_CLOEXEC, 0));
   if (!epoll) return fail(Error::from_errno("duplicate a ring's descriptor"));
   boost::system::error_code error;
-  state->descriptor.assign(epoll.get(), error);
+  (void)state->descriptor.assign(epoll.get(), error);
   if (error) return fail(core::ErrorCode::system, "wait for a ring: " + error.message());
   (void)epoll.release();
   state->wait();
@@ -93,7 +94,7 @@ void Ring::stop() {
   if (!state_) return;
   state_->stopped = true;
   boost::system::error_code ignored;
-  state_->descriptor.close(ignored);
+  (void)state_->descriptor.close(ignored);
 }
 
 int Ring::map_fd() const {

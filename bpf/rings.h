@@ -17,7 +17,7 @@ namespace kvmscope::bpf {
 class Ring {
  public:
   using Callback = std::function<void(std::span<const std::byte>)>;
-  static core::Result<Ring> open(boost::asio::any_io_executor executor, std::uint32_t bytes,
+  static core::Result<Ring> open(const boost::asio::any_io_executor& executor, std::uint32_t bytes,
                                  Callback on_record);
   Ring(Ring&&) noexcept;
   Ring& operator=(Ring&&) noexcept;

@@ -44,7 +44,9 @@ constexpr std::array<StatText, KV_STATS> kStats{{
     {"storage_failed", "Identities that could not be kept with their task"},
     {"not_a_disk", "Reads of a VM's process of its own files (binary, libraries)"},
     {"other_device", "Requests on a disk beyond the numbers of a slot"},
-    {"stale", "Remembered requests whose completion was never seen"},
+    {"stale",
+     "Requests whose completion the kernel did not show; counted without delays when their tag was used "
+     "again"},
     {"foreign_merged", "Bytes of other processes in a VM's merged requests, not counted as the VM's"},
     {"long_chain", "Merged requests with more parts than were looked at"},
     {"map_error", "Updates of a kernel table that failed"},
@@ -337,7 +339,8 @@ Result<void> Tracer::add_tenant(std::uint32_t tenant_index, std::uint32_t ring_b
   if (!map) return fail(Error::from_errno("duplicate a ring's descriptor"));
   impl_->rings.emplace(tenant_index, std::move(*ring));
   boost::asio::post(impl_->worker, [impl = impl_.get(), tenant_index, map = std::move(map)] {
-    (void)set_inner(impl->loaded->maps().events, tenant_index, map.get(), "a tenant's ring");
+    const int fd = map.get();
+    bpf_map_update_elem(impl->loaded->maps().events, &tenant_index, &fd, BPF_ANY);  // else: drops
   });
   return {};
 }
@@ -345,7 +348,7 @@ Result<void> Tracer::add_tenant(std::uint32_t tenant_index, std::uint32_t ring_b
 void Tracer::remove_tenant(std::uint32_t tenant_index) {
   if (tenant_index == 0 || impl_->rings.erase(tenant_index) == 0) return;
   boost::asio::post(impl_->worker, [impl = impl_.get(), tenant_index] {
-    (void)clear_inner(impl->loaded->maps().events, tenant_index, "a tenant's ring");
+    bpf_map_delete_elem(impl->loaded->maps().events, &tenant_index);
   });
 }
 
@@ -367,6 +370,7 @@ std::uint64_t Tracer::ring_drops(std::uint32_t tenant_index) const {
 
 std::vector<SelfStat> Tracer::self_stats() const {
   std::vector<SelfStat> out;
+  out.reserve(KV_STATS);
   for (std::size_t i = 0; i < KV_STATS; ++i) {
     out.push_back({.name = kStats[i].name,
                    .description = kStats[i].description,
