@@ -72,7 +72,7 @@ Result<Ring> Ring::open(const boost::asio::any_io_executor& executor, std::uint3
   UniqueFd epoll(::fcntl(ring_buffer__epoll_fd(state->manager.get()), F_DUPFD_CLOEXEC, 0));
   if (!epoll) return fail(Error::from_errno("duplicate a ring's descriptor"));
   boost::system::error_code error;
-  (void)state->descriptor.assign(epoll.get(), error);
+  error = state->descriptor.assign(epoll.get(), error);
   if (error) return fail(core::ErrorCode::system, "wait for a ring: " + error.message());
   (void)epoll.release();
   state->wait();
@@ -94,7 +94,7 @@ void Ring::stop() {
   if (!state_) return;
   state_->stopped = true;
   boost::system::error_code ignored;
-  (void)state_->descriptor.close(ignored);
+  ignored = state_->descriptor.close(ignored);
 }
 
 int Ring::map_fd() const {
