@@ -59,7 +59,8 @@ enum kv_stat {
   KV_STAT_STORAGE_FAILED, /* identities that could not be kept with the task: resolved again each time */
   KV_STAT_NOT_A_DISK,     /* a VM process's own file reads (binary, libraries): counted nowhere else */
   KV_STAT_OTHER_DEVICE,   /* requests on a disk beyond KV_MAX_DISKS */
-  KV_STAT_STALE, /* requests whose completion was never seen: counted, without delays, when their tag is used again */
+  KV_STAT_STALE, /* requests whose completion was never seen: counted, without delays, when their tag is used
+                    again */
   KV_STAT_FOREIGN_MERGED, /* bytes of others in a VM's merged request: not the VM's */
   KV_STAT_LONG_CHAIN,     /* merged requests of more than KV_CHAIN bios: the rest was not counted */
   KV_STAT_MAP_ERROR,      /* any other update of a map that failed */

@@ -46,7 +46,7 @@ int BPF_PROG(kv_bio_queue, struct bio* bio) {
   return 0;
 }
 
-KV_INLINE int complete_bio(struct request_queue *q, struct bio *bio) {
+KV_INLINE int complete_bio(struct request_queue* q, struct bio* bio) {
   __u64 key = (__u64)bio;
 
   if (*(volatile __s64*)&bios_live <= 0 || q->mq_ops) return 0;
@@ -72,10 +72,14 @@ KV_INLINE int complete_bio(struct request_queue *q, struct bio *bio) {
   return 0;
 }
 
-/* The kernel skips a program in an interrupt that hits the program itself. A bio has no tag whose next use would tell,
- * so there are two: whichever comes first counts, the other one finds nothing left. */
+/* The kernel skips a program in an interrupt that hits the program itself. A bio has no tag whose next use
+ * would tell, so there are two: whichever comes first counts, the other one finds nothing left. */
 SEC("tp_btf/block_bio_complete")
-int BPF_PROG(kv_bio_complete, struct request_queue *q, struct bio *bio) { return complete_bio(q, bio); }
+int BPF_PROG(kv_bio_complete, struct request_queue* q, struct bio* bio) {
+  return complete_bio(q, bio);
+}
 
 SEC("tp_btf/block_bio_complete")
-int BPF_PROG(kv_bio_complete2, struct request_queue *q, struct bio *bio) { return complete_bio(q, bio); }
+int BPF_PROG(kv_bio_complete2, struct request_queue* q, struct bio* bio) {
+  return complete_bio(q, bio);
+}

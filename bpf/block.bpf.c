@@ -14,11 +14,11 @@
 #include "account.bpf.h"
 #include "carry.bpf.h"
 
-/* This request's tag is another's by now, so it has ended, but the kernel ran no program at its completion (seen on
- * 6.18 under load: whole batches, in every tracepoint of completion alike; and a program is skipped in an interrupt that
- * hits itself). It counts as done well, without delays: a second program beside the first would cost every request on
- * the host 40 ns. */
-static __noinline void recover(struct kv_carry *carry) {
+/* This request's tag is another's by now, so it has ended, but the kernel ran no program at its completion
+ * (seen on one 6.18 guest kernel under load: whole batches, in every tracepoint of completion alike, none of
+ * them a recursion miss; and a program is skipped in an interrupt that hits itself). It counts as done well,
+ * without delays: a second program beside the first would cost every request on the host 40 ns. */
+static __noinline void recover(struct kv_carry* carry) {
   struct finished done = {
       .id = carry->id,
       .dev = carry->dev,
@@ -31,7 +31,7 @@ static __noinline void recover(struct kv_carry *carry) {
   if (!account(&done)) count_stat(KV_STAT_LATE);
 }
 
-KV_INLINE void start_request(__u32 tgid, struct request *rq) {
+KV_INLINE void start_request(__u32 tgid, struct request* rq) {
   struct kv_identity id;
   struct bio* bio = rq->bio;
 
@@ -57,8 +57,8 @@ KV_INLINE void start_request(__u32 tgid, struct request *rq) {
     carry_in_overflow(&fresh);
     return;
   }
-  if (carry->rq) recover(carry);
-  carry->rq = (__u64)rq;
+  if (__sync_lock_test_and_set(&carry->rq, 0)) recover(carry);
+  carry->start_ns = bpf_ktime_get_ns();
   carry->issue_ns = 0;
   carry->id = id;
   carry->bio = (__u64)bio;
@@ -68,7 +68,8 @@ KV_INLINE void start_request(__u32 tgid, struct request *rq) {
   carry->op = op;
   carry->flags = 0;
   carry->bytes = 0;
-  carry->start_ns = bpf_ktime_get_ns();
+  barrier();
+  *(volatile __u64*)&carry->rq = (__u64)rq; /* last: settle_one() tells by the start whose it is */
 }
 
 SEC("tp_btf/block_io_start")
@@ -90,11 +91,11 @@ int BPF_PROG(kv_getrq, struct bio* bio) {
   return 0;
 }
 
-static __noinline void carry_from_bio(struct request* rq) {
+static __noinline bool carry_from_bio(struct request* rq) {
   __u64 key = (__u64)rq->bio;
   struct kv_bio* entry = bpf_map_lookup_elem(&bios, &key);
 
-  if (!entry) return;
+  if (!entry) return false;
   struct kv_carry* carry = carry_place(rq, true);
   struct kv_carry fresh = {
       .rq = (__u64)rq,
@@ -107,29 +108,30 @@ static __noinline void carry_from_bio(struct request* rq) {
       .dev = entry->dev,
       .op = entry->op,
   };
-  if (carry)
+  if (carry) {
+    if (__sync_lock_test_and_set(&carry->rq, 0)) recover(carry);
     *carry = fresh;
-  else
+  } else {
     carry_in_overflow(&fresh);
+  }
   forget_bio(key);
+  return true;
 }
 
 SEC("tp_btf/block_rq_issue")
 int BPF_PROG(kv_rq_issue, struct request* rq) {
+  /* First: its bio says that it is new, even where what the tag carried before ended unseen. */
+  if (identity_by_getrq && *(volatile __s64*)&bios_live > 0 && carry_from_bio(rq)) return 0;
   struct kv_carry* carry = carry_of(rq);
-
-  /* A requeue issues again: the first one counts. */
-  if (carry && carry->issue_ns && !(carry->flags & KV_CARRY_PARTIAL) && (__u64)rq->bio != carry->bio &&
+  if (!carry) return 0;
+  if (carry->issue_ns && !(carry->flags & KV_CARRY_PARTIAL) && (__u64)rq->bio != carry->bio &&
       rq->__data_len == carry->length) {
     recover(carry);
     forget_carry(rq, carry);
-    carry = 0;
+    return 0;
   }
-  if (carry) {
-    if (!carry->issue_ns) carry->issue_ns = bpf_ktime_get_ns();
-  } else if (identity_by_getrq && *(volatile __s64*)&bios_live > 0) {
-    carry_from_bio(rq);
-  }
+  /* A requeue issues again: the first one counts. */
+  if (!carry->issue_ns) carry->issue_ns = bpf_ktime_get_ns();
   return 0;
 }
 
@@ -303,7 +305,8 @@ int BPF_PROG(kv_rq_complete, struct request* rq, int error, unsigned int nr_byte
     carry->length = rq->__data_len - nr_bytes;
     return 0;
   }
-  /* An issue inside another one's program on the same CPU is not seen; then the kernel's own time, if it keeps one. */
+  /* An issue inside another one's program on the same CPU is not seen; then the kernel's own time, if it
+   * keeps one. */
   __u64 issue_ns = carry->issue_ns;
   if (!issue_ns && rq->io_start_time_ns >= carry->start_ns) issue_ns = rq->io_start_time_ns;
   struct finished done = {
@@ -318,5 +321,34 @@ int BPF_PROG(kv_rq_complete, struct request* rq, int error, unsigned int nr_byte
   };
   if (!account(&done)) count_stat(KV_STAT_LATE);
   forget_carry(rq, carry);
+  return 0;
+}
+
+/* Recovers what ended unseen and whose tag has not been used again: its request is freed. Run by the daemon
+ * before each reading. The start of the tag's next request may come in between: whoever takes the address out
+ * of the carry counts. */
+static long settle_one(__u32 index, void* unused) {
+  struct kv_carry* carry = bpf_map_lookup_elem(&carries, &index);
+  int references = 1;
+
+  if (!carry) return 1;
+  struct kv_carry seen = *carry;
+  if (!seen.rq) return 0;
+  struct request* rq = (struct request*)seen.rq;
+  if (bpf_core_read(&references, sizeof(references), &rq->ref) || references) return 0;
+  __u64 taken = __sync_lock_test_and_set(&carry->rq, 0);
+  if (!taken) return 0;
+  if (carry->start_ns == seen.start_ns)
+    recover(&seen);
+  else
+    carry->rq = taken;
+  return 0;
+}
+
+/* A raw tracepoint's program so that it may not sleep (waiting for RCU then excludes it, as it does every
+ * writer); it is attached nowhere. */
+SEC("raw_tp")
+int kv_settle(void* context) {
+  bpf_loop(carry_cursor, settle_one, 0, 0);
   return 0;
 }

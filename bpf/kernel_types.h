@@ -157,6 +157,9 @@ struct request {
   struct bio* bio;
   struct bio* biotail;
   __u64 io_start_time_ns;
+  struct {
+    int counter;
+  } ref; /* 0: freed. atomic_t; refcount_t of the same layout before 5.16 */
 };
 
 enum req_flag_bits {

@@ -153,6 +153,17 @@ Result<void> Loaded::configure(const Options& options) {
   bpf_program* program = nullptr;
   bpf_object__for_each_program(program, skeleton.obj) {
     const std::string name = bpf_program__name(program);
+    if (name == "kv_settle") {
+      if (libbpf_probe_bpf_helper(BPF_PROG_TYPE_RAW_TRACEPOINT, BPF_FUNC_loop, nullptr) == 1) {
+        why_not_[name] = "run by the daemon before each reading";
+        bpf_program__set_autoload(program, true);
+      } else {
+        why_not_[name] =
+            "this kernel has no bpf_loop: completions it does not show count at their tag's next use";
+        bpf_program__set_autoload(program, false);
+      }
+      continue;
+    }
     const std::string tracepoint = tracepoint_of(program);
     if (!kernel_has_tracepoint(tracepoint)) why_not_[name] = "this kernel has no tracepoint " + tracepoint;
     const bool later = std::ranges::find(kBioPrograms, name) != kBioPrograms.end();
@@ -192,6 +203,13 @@ Result<void> Loaded::configure(const Options& options) {
   bpf_map__set_max_entries(skeleton.maps.ring_drops, options.max_tenants);
   bpf_map__set_max_entries(skeleton.maps.carries, capacity);
   return {};
+}
+
+void Loaded::settle() const {
+  const int program = bpf_program__fd(skeleton_->progs.kv_settle);
+  if (program < 0) return;
+  LIBBPF_OPTS(bpf_test_run_opts, options);
+  bpf_prog_test_run_opts(program, &options);
 }
 
 Result<void> Loaded::map_arrays(const Options& options) {

@@ -45,6 +45,8 @@ class Loaded {
   /// Attaches all that this kernel needs, what ends requests before what begins them.
   core::Result<void> attach();
   core::Result<void> attach_bio_programs();
+  /// Runs kv_settle once, where this kernel could load it (bpf_loop: 5.17).
+  void settle() const;
 
   struct Maps {
     int counters = -1;

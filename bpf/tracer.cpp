@@ -368,6 +368,10 @@ std::uint64_t Tracer::ring_drops(std::uint32_t tenant_index) const {
 // --- about itself
 // ------------------------------------------------------------------------------------------------
 
+void Tracer::settle() {
+  impl_->loaded->settle();
+}
+
 std::vector<SelfStat> Tracer::self_stats() const {
   std::vector<SelfStat> out;
   out.reserve(KV_STATS);

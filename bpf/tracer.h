@@ -165,6 +165,10 @@ class Tracer {
   /// Processes that hold a slot in the kernel's table: to catch up after lost events.
   std::vector<std::pair<core::ProcessKey, core::SlotIdentity>> processes() const;
 
+  /// Counts requests whose completion the kernel did not show (docs/adr/0006): to be called before a reading
+  /// and before a slot is retired. A system call of some 100 us.
+  void settle();
+
   // --- disks of a slot
   // ---------------------------------------------------------------------------------------
   /// Numbers these disks of the slot, keeping every number given before. Result: dev of each key, in order.

@@ -287,6 +287,7 @@ void ExportCycle::run(SelfReading self) {
   Interval interval;
   interval.unix_ns = clock_.unix_ns();
   interval.monotonic_ns = clock_.monotonic_ns();
+  keeper_.settle();
   top_.begin(interval.unix_ns);
   for (const tenancy::Epoch* epoch : registry_.epochs()) add_epoch(*epoch, interval);
   top_.end();

@@ -165,6 +165,7 @@ void SlotKeeper::apply(const tenancy::Discard& action) {
 }
 
 void SlotKeeper::drain(core::SlotIdentity identity, bool discard) {
+  tracer_.settle();
   if (const auto epoch = epochs_.find(identity.generation); epoch != epochs_.end() && !discard) {
     epoch->second.disk_keys = tracer_.disks(identity);  // gone from the kernel once the slot is retired
   }

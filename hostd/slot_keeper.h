@@ -49,6 +49,8 @@ class SlotKeeper {
   void on_vm_gone(const core::VmUuid& uuid, core::ProcessKey process) {
     carry_out(registry_.on_vm_gone(uuid, process, now()));
   }
+  /// Before a reading: what ended unseen is counted.
+  void settle() { tracer_.settle(); }
   void tick() { carry_out(registry_.tick(now())); }
 
   /// Takes a slot for a process found in /proc that the kernel did not see start. False if there is no spare

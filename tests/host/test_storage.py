@@ -5,7 +5,7 @@ import pytest
 
 from bed.daemon import Hostd
 from bed.libvirt import Disk, Domain, Nova
-from bed.otlp import DURATION, ERRORS, OPERATIONS, QUEUE_DURATION, difference, export_of, settled
+from bed.otlp import DURATION, ERRORS, OPERATIONS, QUEUE_DURATION, difference, export_of, settled, unseen
 from bed.storage import FailingDisk, LoopDisk, SlowDisk
 
 
@@ -32,7 +32,8 @@ def test_an_imposed_delay_is_in_its_buckets(guest, hostd, direction, delay):
     where = {"vm": guest.uuid, "device": "vda", "direction": direction}
     storage = difference(before, after, DURATION, **where)
     queue = difference(before, after, QUEUE_DURATION, **where)
-    assert storage.count == queue.count == 100
+    assert 100 - unseen(before, after) <= storage.count <= 100
+    assert 100 - unseen(before, after) <= queue.count <= 100
     # Never faster than the delay; nearly all within 8 ms more (this machine may be busy); the guest saw no less.
     assert all(storage.bounds(index)[1] >= delay for index in storage.buckets), storage
     assert storage.count_between(delay, delay + 0.008) >= 90, storage
@@ -70,5 +71,6 @@ def test_a_disk_next_to_a_slow_one_is_not_slow(guest, hostd):
     slow()
     after = settled(hostd.operator_path())
     quick = difference(before, after, DURATION, vm=guest.uuid, device="vdc", direction="read")
-    assert quick.count == 500
+    assert difference(before, after, OPERATIONS, vm=guest.uuid, device="vdc", direction="read") == 500
+    assert 500 - unseen(before, after) <= quick.count <= 500
     assert quick.sum / quick.count < 0.010

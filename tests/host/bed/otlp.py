@@ -233,6 +233,11 @@ def difference(before, after, metric, **selection):
     return later - earlier
 
 
+def unseen(before, after):
+    """Requests of any VM whose completion this kernel showed to no program: counted, but without their delays."""
+    return difference(before, after, "kvmscope.kernel.events", event="stale")
+
+
 def grown(before, after):
     """What changed between two vm_totals()."""
     keys = before.keys() | after.keys()

@@ -1,6 +1,8 @@
 // SPDX-License-Identifier: Apache-2.0
 #include "hostd/top_tracker.h"
 
+#include <stdexcept>
+
 #include "tests/support/catch.h"
 
 namespace kvmscope::hostd {

@@ -2,6 +2,8 @@
 #include "hostd/vm_series.h"
 
 #include <algorithm>
+#include <map>
+#include <stdexcept>
 
 #include "tests/support/catch.h"
 
