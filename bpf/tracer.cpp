@@ -46,7 +46,7 @@ constexpr std::array<StatText, KV_STATS> kStats{{
     {"other_device", "Requests on a disk beyond the numbers of a slot"},
     {"stale",
      "Requests whose completion the kernel did not show; counted without delays when their tag was used "
-     "again"},
+     "again, or at the next reading"},
     {"foreign_merged", "Bytes of other processes in a VM's merged requests, not counted as the VM's"},
     {"long_chain", "Merged requests with more parts than were looked at"},
     {"map_error", "Updates of a kernel table that failed"},

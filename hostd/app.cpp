@@ -153,6 +153,7 @@ struct App::Impl {
   boost::asio::steady_timer stats_off;
   bool rescan_due = true;  ///< done at the next tick that finds a spare slot
   bool ready = false;
+  bool no_run_stats = false;
   bool stopping = false;
 };
 
@@ -242,8 +243,11 @@ void App::Impl::rescan() {
 }
 
 void App::Impl::duty_cycle() {
-  if (config.bpf.run_stats.length.count() == 0) return;
-  if (const auto on = tracer->enable_run_stats(true); !on) return report("run-time statistics", on.error());
+  if (config.bpf.run_stats.length.count() == 0 || no_run_stats) return;
+  if (const auto on = tracer->enable_run_stats(true); !on) {
+    no_run_stats = true;  // for good: it takes CAP_SYS_ADMIN, which nobody gives a running process
+    return report("no run-time statistics of programs", on.error());
+  }
   stats_off.expires_after(config.bpf.run_stats.length);
   stats_off.async_wait([this](const boost::system::error_code& error) {
     if (error) return;

@@ -9,6 +9,7 @@
 
 #include "hostd/app.h"
 #include "hostd/config.h"
+#include "hostd/host_id.h"
 #include "hostd/logging.h"
 
 namespace kvmscope::hostd {
@@ -44,6 +45,7 @@ int run(int argc, char** argv) {
     std::printf("%s: ok\n", config_file.c_str());
     return 0;
   }
+  if (config->host.id.empty()) config->host.id = default_host_id();
   forbid_core_dumps();
   init_logging(config->log);
   auto app = App::start(std::move(*config));
