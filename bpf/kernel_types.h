@@ -1,6 +1,7 @@
 /* SPDX-License-Identifier: GPL-2.0-only OR Apache-2.0 */
 /* The kernel's own types, as little of each as the programs read: CO-RE finds the real offsets at load.
- * Written by hand so that the objects build on machines without BTF. Run on 6.18; members that other kernels lack are asked for first. */
+ * Written by hand so that the objects build on machines without BTF. Run on 6.18; members that other kernels
+ * lack are asked for first. */
 #ifndef KVMSCOPE_BPF_KERNEL_TYPES_H
 #define KVMSCOPE_BPF_KERNEL_TYPES_H
 
