@@ -46,7 +46,7 @@ TEST_CASE("a block device's reads and writes are counted exactly, by operation, 
   const SlotMaps writer = rig.spare(2);
   run(dd_write(dd, disk.path(), 123, "16k"));
 
-  settle(disk);
+  rig.tracer().settle();
   const std::uint16_t read_dev = dev_of(rig.tracer(), reader.identity(), disk.key());
   const Totals read = totals(reader, read_dev);
   REQUIRE(read.operations[KV_READ] == core::CounterValue{321, 321 * 4096});
@@ -80,7 +80,7 @@ TEST_CASE("two files on one file system are two disks of the VM") {
   run({fio, "--rw=randread", "--direct=1", "--ioengine=psync", "--size=8M", "--name=a",
        "--filename=" + (mount / "a.raw").string(), "--bs=4k", "--io_size=400k", "--name=b",
        "--filename=" + (mount / "b.raw").string(), "--bs=8k", "--io_size=4000k"});
-  settle(disk);
+  rig.tracer().settle();
   const std::uint16_t a = dev_of(rig.tracer(), maps.identity(), file_key(mount / "a.raw"));
   const std::uint16_t b = dev_of(rig.tracer(), maps.identity(), file_key(mount / "b.raw"));
   REQUIRE(a != b);
@@ -100,7 +100,7 @@ TEST_CASE("listed disks keep their numbers, and the last row collects those beyo
   const DiskKey again[] = {disk.key(), keys[0]};
   REQUIRE(rig.tracer().number_disks(maps.identity(), again) == std::vector<std::uint16_t>{3, 0});
   run(dd_read(rig.qemu("dd"), disk.path(), 10));
-  settle(disk);
+  rig.tracer().settle();
   REQUIRE(totals(maps, 0).operations[KV_READ] == core::CounterValue{});
   REQUIRE(totals(maps, 1).operations[KV_READ] == core::CounterValue{10, 40960});
 }
@@ -117,7 +117,7 @@ TEST_CASE("a flush counts once, discards count their bytes") {
   Arguments write = dd_write(rig.qemu("dd"), disk.path(), 5);
   write.back() = "conv=notrunc,fsync";
   run(write);
-  settle(disk);
+  rig.tracer().settle();
   const std::uint16_t dev = dev_of(rig.tracer(), maps.identity(), disk.key());
   REQUIRE(totals(maps, dev).operations[KV_WRITE] == core::CounterValue{5, 5 * 4096});
   REQUIRE(totals(maps, dev).operations[KV_FLUSH] == core::CounterValue{1, 0});
@@ -161,7 +161,7 @@ TEST_CASE("two VMs at depth 64 on one disk: each has exactly its own bytes") {
   REQUIRE(first.wait() == 0);
   REQUIRE(second.wait() == 0);
 
-  settle(disk);
+  rig.tracer().settle();
   CAPTURE(rig.stat("stale"));
   const Totals read = totals(one, dev_of(rig.tracer(), one.identity(), disk.key()));
   const Totals written = totals(two, dev_of(rig.tracer(), two.identity(), disk.key()));

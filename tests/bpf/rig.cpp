@@ -144,11 +144,6 @@ DiskKey LoopDevice::key() const {
   return disk_key(major(info.st_rdev), minor(info.st_rdev), 0);
 }
 
-void settle(const LoopDevice& disk) {
-  run({"fio", "--name=after", "--filename=" + disk.path(), "--direct=1", "--iodepth=128", "--ioengine=libaio",
-       "--rw=randread", "--bs=4k", "--size=8M"});
-}
-
 Mount::Mount(const std::string& device, fs::path where) : where_(std::move(where)) {
   run({"mkfs.ext4", "-q", "-F", "-E", "lazy_itable_init=0,lazy_journal_init=0", device});
   fs::create_directory(where_);
@@ -273,7 +268,11 @@ SlotMaps Rig::spare(std::uint32_t slot, SlotShape shape) {
 
 void Rig::until(const std::function<bool()>& condition, std::chrono::milliseconds limit) {
   const auto end = std::chrono::steady_clock::now() + limit;
-  while (!condition()) {
+  const auto holds = [&] {
+    if (tracer_) tracer_->settle();
+    return condition();
+  };
+  while (!holds()) {
     REQUIRE(std::chrono::steady_clock::now() < end);
     spin(std::chrono::milliseconds(2));
   }

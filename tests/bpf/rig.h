@@ -72,10 +72,6 @@ class LoopDevice {
   std::string path_;
 };
 
-/// Uses every tag of the disk once more: where the kernel showed no completion, the next use of the tag
-/// tells.
-void settle(const LoopDevice& disk);
-
 /// A mounted file system on a device, made here.
 class Mount {
  public:

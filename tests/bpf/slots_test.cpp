@@ -217,6 +217,7 @@ TEST_CASE("helpers and processes in a VM's cgroups belong to it, and follow it t
   REQUIRE(rig.tracer().rebind(vm.key()) == second.identity());
   std::ofstream(dir / "two").put('2');
   REQUIRE(helper.wait() == 0);
+  rig.tracer().settle();
   REQUIRE(reads(first).count == 11);
   REQUIRE(reads(second).count == 13);
 
@@ -245,7 +246,7 @@ TEST_CASE("growing a slot under load loses nothing") {
     all.push_back(rig.grow(all.back(), {.disks = disks}));
   }
   REQUIRE(vm.wait() == 0);
-  settle(disk);
+  rig.tracer().settle();
   core::CounterValue sum;
   std::uint64_t delays = 0;
   for (const SlotMaps& maps : all) {

@@ -54,6 +54,7 @@ def test_a_life_between_two_intervals_is_accounted(bed, libvirt, start_hostd, en
     else:
         guest.destroy()
     time.sleep(1)
+    device = device_grown(guest)  # QEMU may read once more as it ends
     assert daemon.stop() == 0
     for path in (daemon.operator_path(), daemon.tenant_path("tenant-a")):
         assert_whole_life(export_of(path), guest, "tenant-a", device)
