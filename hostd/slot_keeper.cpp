@@ -25,10 +25,8 @@ bool is_bio_based(const core::Disk& disk) {
 std::vector<bpf::DiskKey> keys_of(const std::vector<core::Disk>& disks) {
   std::vector<bpf::DiskKey> keys;
   for (const core::Disk& disk : disks) {
-    if (disk.backing == core::DiskBacking::invisible) continue;
-    const std::uint64_t inode = disk.backing == core::DiskBacking::file ? disk.inode : 0;
-    const bpf::DiskKey key = bpf::disk_key(disk.device_major, disk.device_minor, inode);
-    if (std::ranges::find(keys, key) == keys.end()) keys.push_back(key);
+    const auto key = key_of(disk);
+    if (key && std::ranges::find(keys, *key) == keys.end()) keys.push_back(*key);
   }
   return keys;
 }

@@ -6,11 +6,6 @@
 namespace kvmscope::hostd {
 namespace {
 
-bpf::DiskKey key_of(const core::Disk& disk) {
-  const std::uint64_t inode = disk.backing == core::DiskBacking::file ? disk.inode : 0;
-  return bpf::disk_key(disk.device_major, disk.device_minor, inode);
-}
-
 DeviceLabel& label_named(std::vector<DeviceLabel>& labels, const std::string& name) {
   const auto found = std::ranges::find(labels, name, &DeviceLabel::name);
   if (found != labels.end()) return *found;
@@ -20,7 +15,7 @@ DeviceLabel& label_named(std::vector<DeviceLabel>& labels, const std::string& na
 /// The name under which what this key counted is exported; empty if it is no disk's.
 std::string name_of(const core::VmFacts& facts, bpf::DiskKey key) {
   for (const core::Disk& disk : facts.disks) {
-    if (disk.backing != core::DiskBacking::invisible && key_of(disk) == key) return disk.target;
+    if (key_of(disk) == key) return disk.target;
   }
   for (const core::Disk& disk : facts.disks) {
     if (disk.backing != core::DiskBacking::file) continue;
@@ -45,6 +40,12 @@ std::optional<std::uint16_t> row_of(std::uint16_t dev, std::uint16_t rows) {
 }
 
 }  // namespace
+
+std::optional<bpf::DiskKey> key_of(const core::Disk& disk) {
+  if (disk.backing == core::DiskBacking::invisible) return std::nullopt;
+  const std::uint64_t inode = disk.backing == core::DiskBacking::file ? disk.inode : 0;
+  return bpf::disk_key(disk.device_major, disk.device_minor, inode);
+}
 
 std::vector<DeviceLabel> label_devices(const core::VmFacts* facts, std::span<const bpf::DiskKey> keys) {
   std::vector<DeviceLabel> labels;

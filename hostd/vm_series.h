@@ -20,6 +20,9 @@ namespace kvmscope::hostd {
 /// does not.
 inline constexpr std::uint16_t kOtherDevice = 0xffff;
 
+/// The kernel's key of a disk; nothing for one that no host block request will ever name. Pure.
+std::optional<bpf::DiskKey> key_of(const core::Disk& disk);
+
 /// A label (vda, unresolved, other) and the slot's device numbers that it covers.
 struct DeviceLabel {
   std::string name;
