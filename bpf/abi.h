@@ -146,8 +146,8 @@ enum kv_carry_flags {
 
 /* A request under way: one cache line. */
 struct kv_carry {
-  __u64 rq; /* the request's address, 0 = free */
-  __u64 start_ns;
+  __u64 rq;       /* the request's address */
+  __u64 start_ns; /* 0 = free */
   __u64 issue_ns; /* first issue; 0 = not yet */
   struct kv_identity id;
   __u64 bio; /* the one it was made for */

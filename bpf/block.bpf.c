@@ -57,8 +57,8 @@ KV_INLINE void start_request(__u32 tgid, struct request* rq) {
     carry_in_overflow(&fresh);
     return;
   }
-  if (__sync_lock_test_and_set(&carry->rq, 0)) recover(carry);
-  carry->start_ns = bpf_ktime_get_ns();
+  if (__sync_lock_test_and_set(&carry->start_ns, 0)) recover(carry);
+  carry->rq = (__u64)rq;
   carry->issue_ns = 0;
   carry->id = id;
   carry->bio = (__u64)bio;
@@ -68,8 +68,7 @@ KV_INLINE void start_request(__u32 tgid, struct request* rq) {
   carry->op = op;
   carry->flags = 0;
   carry->bytes = 0;
-  barrier();
-  *(volatile __u64*)&carry->rq = (__u64)rq; /* last: settle_one() tells by the start whose it is */
+  begin_carry(carry, bpf_ktime_get_ns());
 }
 
 SEC("tp_btf/block_io_start")
@@ -109,8 +108,11 @@ static __noinline bool carry_from_bio(struct request* rq) {
       .op = entry->op,
   };
   if (carry) {
-    if (__sync_lock_test_and_set(&carry->rq, 0)) recover(carry);
+    if (__sync_lock_test_and_set(&carry->start_ns, 0)) recover(carry);
+    __u64 start_ns = fresh.start_ns;
+    fresh.start_ns = 0;
     *carry = fresh;
+    begin_carry(carry, start_ns);
   } else {
     carry_in_overflow(&fresh);
   }
@@ -325,23 +327,20 @@ int BPF_PROG(kv_rq_complete, struct request* rq, int error, unsigned int nr_byte
 }
 
 /* Recovers what ended unseen and whose tag has not been used again: its request is freed. Run by the daemon
- * before each reading. The start of the tag's next request may come in between: whoever takes the address out
- * of the carry counts. */
+ * before each reading. A completion's program runs before its request is freed, so none is under way for this
+ * one; the tag's next use may come in between, and changes the start. */
 static long settle_one(__u32 index, void* unused) {
   struct kv_carry* carry = bpf_map_lookup_elem(&carries, &index);
   int references = 1;
 
   if (!carry) return 1;
+  __u64 start_ns = *(volatile __u64*)&carry->start_ns;
+  if (!start_ns) return 0;
+  barrier();
   struct kv_carry seen = *carry;
-  if (!seen.rq) return 0;
   struct request* rq = (struct request*)seen.rq;
   if (bpf_core_read(&references, sizeof(references), &rq->ref) || references) return 0;
-  __u64 taken = __sync_lock_test_and_set(&carry->rq, 0);
-  if (!taken) return 0;
-  if (carry->start_ns == seen.start_ns)
-    recover(&seen);
-  else
-    carry->rq = taken;
+  if (__sync_val_compare_and_swap(&carry->start_ns, start_ns, 0) == start_ns) recover(&seen);
   return 0;
 }
 

@@ -65,15 +65,21 @@ static __noinline struct kv_carry* overflow_of(__u64 rq) {
 KV_INLINE struct kv_carry* carry_of(struct request* rq) {
   struct kv_carry* carry = carry_place(rq, false);
 
-  if (carry && carry->rq == (__u64)rq) return carry;
+  if (carry && carry->rq == (__u64)rq && carry->start_ns) return carry;
   if (*(volatile __s64*)&overflow_live > 0) return overflow_of((__u64)rq);
   return 0;
+}
+
+/* The start goes in last and out first: who reads it twice and finds it unchanged read one request's carry. */
+KV_INLINE void begin_carry(struct kv_carry* carry, __u64 start_ns) {
+  barrier();
+  *(volatile __u64*)&carry->start_ns = start_ns;
 }
 
 KV_INLINE void forget_carry(struct request* rq, struct kv_carry* carry) {
   __u64 key = (__u64)rq;
 
-  carry->rq = 0;
+  carry->start_ns = 0;
   if (*(volatile __s64*)&overflow_live > 0 && !bpf_map_delete_elem(&carry_overflow, &key))
     __sync_fetch_and_sub(&overflow_live, 1);
 }

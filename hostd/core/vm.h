@@ -17,6 +17,15 @@ enum class DiskBacking {
   invisible,     ///< network storage, vhost-user, an empty drive: no host block request will ever name it
 };
 
+/// An image below a disk's top one (its backing file), or the target it is being copied to.
+struct DiskImage {
+  DiskBacking backing = DiskBacking::invisible;
+  std::uint32_t device_major = 0;
+  std::uint32_t device_minor = 0;
+  std::uint64_t inode = 0;  ///< 0 unless backing is file
+  bool operator==(const DiskImage&) const = default;
+};
+
 /// One disk of a domain.
 struct Disk {
   std::string target;  ///< guest-facing name in the domain XML: vda
@@ -29,6 +38,8 @@ struct Disk {
   /// Why the disk cannot be traced (backing invisible, or a path that could not be examined); empty if it
   /// can.
   std::string invisible_reason;
+  /// Requests on these are the disk's, too. Only those that host block requests can name.
+  std::vector<DiskImage> more_images;
   bool operator==(const Disk&) const = default;
 };
 
