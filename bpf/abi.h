@@ -105,7 +105,7 @@ struct kv_slot_info {
   __u32 generation;
   __u32 tenant;
   __u32 listed; /* bit dev: the daemon knows this disk by name; the others were numbered at first sight */
-  __u32 pad;
+  __u32 files;  /* bit dev: seen as a file under direct I/O, which nothing but a disk's image is */
   __u64 disk_keys[KV_MAX_DISKS]; /* index = dev; 0 = free; claimed by compare-and-swap from both sides */
 };
 KV_ASSERT(sizeof(struct kv_slot_info) == 272);

@@ -215,8 +215,11 @@ static __noinline __u32 unlisted_disk(struct bio* bio, struct kv_slot_info* info
 static __noinline __u32 direct_file(struct bio* bio, struct kv_slot_info* info) {
   struct iomap_dio* dio = (struct iomap_dio*)(__u64)bio->bi_private;
   struct file* file = BPF_CORE_READ(dio, iocb, ki_filp);
+  __u32 dev = disk_number(info, inode_key(BPF_CORE_READ(file, f_inode)), true);
 
-  return disk_number(info, inode_key(BPF_CORE_READ(file, f_inode)), true);
+  if (dev < KV_MAX_DISKS && !(*(volatile __u32*)&info->files >> dev & 1))
+    __sync_fetch_and_or(&info->files, 1U << dev);
+  return dev;
 }
 
 /* The VM's own number of the disk that the bio goes to; NO_DISK if it is none.

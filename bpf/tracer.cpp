@@ -98,7 +98,8 @@ struct Tracer::Impl {
   std::unique_ptr<Loaded> loaded;
   Identities identities;
   std::map<std::uint32_t, Ring> rings;
-  std::optional<SlotMaps> host_maps;  ///< slot 0's
+  std::map<std::uint32_t, std::uint64_t> drops_before;  ///< of the index's former tenants
+  std::optional<SlotMaps> host_maps;                    ///< slot 0's
   core::UniqueFd run_stats;
   boost::asio::thread_pool worker{1};  ///< waits for RCU; last, so that it ends first
 
@@ -115,6 +116,7 @@ struct Tracer::Impl {
     kv_slot_info& info = loaded->slot_info(identity.slot.value);
     store(info.tenant, 0);
     store(info.listed, 0);
+    store(info.files, 0);
     for (__u64& key : info.disk_keys) __atomic_store_n(&key, 0, __ATOMIC_RELAXED);
     store(info.generation, identity.generation.value);
   }
@@ -308,16 +310,17 @@ Result<std::vector<std::uint16_t>> Tracer::number_disks(SlotIdentity identity,
   return numbers;
 }
 
-std::vector<DiskKey> Tracer::disks(SlotIdentity identity) const {
-  std::vector<DiskKey> keys;
+std::vector<NumberedDisk> Tracer::disks(SlotIdentity identity) const {
+  std::vector<NumberedDisk> disks;
   const kv_slot_info* info = impl_->info_of(identity);
-  if (info == nullptr) return keys;
+  if (info == nullptr) return disks;
+  const std::uint32_t files = load(info->files);
   for (const __u64& there : info->disk_keys) {
     const __u64 key = __atomic_load_n(&there, __ATOMIC_RELAXED);
     if (key == 0) break;
-    keys.push_back(DiskKey{key});
+    disks.push_back({.key = DiskKey{key}, .direct_file = (files >> disks.size() & 1U) != 0});
   }
-  return keys;
+  return disks;
 }
 
 Result<void> Tracer::need_bio_devices() {
@@ -338,6 +341,7 @@ Result<void> Tracer::add_tenant(std::uint32_t tenant_index, std::uint32_t ring_b
   core::UniqueFd map(::fcntl(ring->map_fd(), F_DUPFD_CLOEXEC, 0));
   if (!map) return fail(Error::from_errno("duplicate a ring's descriptor"));
   impl_->rings.emplace(tenant_index, std::move(*ring));
+  impl_->drops_before[tenant_index] = impl_->loaded->ring_drops(tenant_index);
   boost::asio::post(impl_->worker, [impl = impl_.get(), tenant_index, map = std::move(map)] {
     const int fd = map.get();
     bpf_map_update_elem(impl->loaded->maps().events, &tenant_index, &fd, BPF_ANY);  // else: drops
@@ -362,7 +366,9 @@ Result<void> Tracer::set_tenant(SlotIdentity identity, std::uint32_t tenant_inde
 }
 
 std::uint64_t Tracer::ring_drops(std::uint32_t tenant_index) const {
-  return tenant_index < impl_->options.max_tenants ? impl_->loaded->ring_drops(tenant_index) : 0;
+  if (tenant_index >= impl_->options.max_tenants) return 0;
+  const auto before = impl_->drops_before.find(tenant_index);
+  return impl_->loaded->ring_drops(tenant_index) - (before != impl_->drops_before.end() ? before->second : 0);
 }
 
 // --- about itself

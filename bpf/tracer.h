@@ -30,6 +30,13 @@ using DiskKey = core::StrongId<struct DiskKeyTag, std::uint64_t>;
 /// the inode for one device; the same function as in the kernel (bpf/abi.h).
 DiskKey disk_key(std::uint32_t device_major, std::uint32_t device_minor, std::uint64_t inode);
 
+/// A disk that a slot has a number for.
+struct NumberedDisk {
+  DiskKey key;
+  bool direct_file = false;  ///< seen as a file under direct I/O: an image, whether or not anybody named it
+  bool operator==(const NumberedDisk&) const = default;
+};
+
 /// One incarnation: the pair of inner maps (counters, histograms) that a slot's programs write to, mapped
 /// read-only. Values only grow as long as it lives. Movable; unmaps and closes with its owner.
 class SlotMaps {
@@ -175,7 +182,7 @@ class Tracer {
   core::Result<std::vector<std::uint16_t>> number_disks(core::SlotIdentity identity,
                                                         std::span<const DiskKey> keys);
   /// All keys of the slot numbered so far, by the daemon or at first sight by the kernel; index = dev.
-  std::vector<DiskKey> disks(core::SlotIdentity identity) const;
+  std::vector<NumberedDisk> disks(core::SlotIdentity identity) const;
   /// A disk of some VM sits on a device without requests (dm, zram): attach the programs for bios, once.
   core::Result<void> need_bio_devices();
 
@@ -187,7 +194,7 @@ class Tracer {
   void remove_tenant(std::uint32_t tenant_index);
   /// Events of this slot go to this tenant's ring from now on.
   core::Result<void> set_tenant(core::SlotIdentity identity, std::uint32_t tenant_index);
-  /// Records lost because this tenant's ring was full.
+  /// Records lost because this tenant's ring was full, since add_tenant().
   std::uint64_t ring_drops(std::uint32_t tenant_index) const;
 
   // --- about itself

@@ -40,6 +40,7 @@ namespace {
 
 using std::chrono::milliseconds;
 
+constexpr const char* kBootId = "/proc/sys/kernel/random/boot_id";
 constexpr milliseconds kTick{250};
 constexpr milliseconds kRescan{10'000};
 constexpr milliseconds kFlushDeadline{5'000};
@@ -53,7 +54,7 @@ std::string read_line(const char* path) {
 
 tenancy::RegistryConfig registry_config(const Config& config) {
   tenancy::RegistryConfig out;
-  out.boot_id = read_line("/proc/sys/kernel/random/boot_id");
+  out.boot_id = read_line(kBootId);
   out.host_id = config.host.id;
   out.max_slots = config.bpf.max_slots;
   out.max_tenants = config.bpf.max_tenants;
@@ -174,7 +175,7 @@ App::Impl::Impl(Config loaded, std::shared_ptr<boost::asio::io_context> loop,
       registry(registry_config(config)),
       streams(io->get_executor(), config, report),
       keeper(*tracer, registry, clock, report),
-      cycle(config, registry, keeper, streams, top, clock),
+      cycle(config, read_line(kBootId), registry, keeper, streams, top, clock),
       discovery(io->get_executor(), "/proc", config.bpf.qemu_names),
       signals(*io, SIGTERM, SIGINT),
       watchdog(io->get_executor(), watchdog_interval(), [] { systemd::notify_watchdog(); }),
@@ -349,6 +350,7 @@ void App::Impl::stop(int signal) {
   log_event(LogLevel::info, "stopping", {{"signal", signal}});
   systemd::notify_stopping();
   libvirt.reset();
+  keeper.close_naming();
   export_interval();
   streams.flush(kFlushDeadline, [this] { io->stop(); });
 }

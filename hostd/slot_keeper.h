@@ -23,7 +23,8 @@ namespace kvmscope::hostd {
 struct EpochData {
   std::optional<bpf::SlotMaps> live;  ///< absent once drained
   tenancy::EpochTotals totals;
-  std::vector<bpf::DiskKey> disk_keys;
+  std::vector<bpf::NumberedDisk> disks;
+  DeviceNames names;
   std::vector<DeviceLabel> devices;
 };
 
@@ -52,6 +53,8 @@ class SlotKeeper {
   /// Before a reading: what ended unseen is counted.
   void settle() { tracer_.settle(); }
   void tick() { carry_out(registry_.tick(now())); }
+  /// The daemon stops: who has no name by now will not get one here.
+  void close_naming() { carry_out(registry_.close_naming(now())); }
 
   /// Takes a slot for a process found in /proc that the kernel did not see start. False if there is no spare
   /// slot now.

@@ -87,7 +87,7 @@ TEST_CASE("a QEMU takes a spare slot at exec, and its end is told") {
   REQUIRE(claimed.type == ProcessEvent::Type::claimed);
   REQUIRE(claimed.identity == maps.identity());
   REQUIRE(claimed.process == vm.key());
-  REQUIRE(claimed.comm == "kvt-qemu-sleep");
+  REQUIRE(claimed.comm == (Rig::qemu_prefix() + "sleep").substr(0, KV_COMM_BYTES - 1));
   REQUIRE(rig.tracer().spares() == 0);
   REQUIRE(rig.tracer().claim(vm.key()) == maps.identity());
   REQUIRE(rig.tracer().processes() == std::vector{std::pair{vm.key(), maps.identity()}});
