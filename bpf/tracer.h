@@ -34,6 +34,7 @@ DiskKey disk_key(std::uint32_t device_major, std::uint32_t device_minor, std::ui
 struct NumberedDisk {
   DiskKey key;
   bool direct_file = false;  ///< seen as a file under direct I/O: an image, whether or not anybody named it
+  bool stacked = false;      ///< seen as a device without requests, whose requests other numbers count again
   bool operator==(const NumberedDisk&) const = default;
 };
 
@@ -175,6 +176,8 @@ class Tracer {
   /// Counts requests whose completion the kernel did not show (docs/adr/0006): to be called before a reading
   /// and before a slot is retired. A system call of some 100 us.
   void settle();
+  /// Requests under way that will count in this slot.
+  std::size_t in_flight(core::SlotIdentity identity) const;
 
   // --- disks of a slot
   // ---------------------------------------------------------------------------------------

@@ -12,6 +12,8 @@
 namespace kvmscope::hostd {
 namespace {
 
+constexpr std::uint64_t kMaxInFlightNs = 120'000'000'000;
+
 /// Device mapper, zram and their kind have no request queue: their sysfs directory has no mq below it.
 bool is_bio_based(std::uint32_t major, std::uint32_t minor) {
   const std::string device = std::to_string(major) + ":" + std::to_string(minor);
@@ -120,6 +122,11 @@ void SlotKeeper::apply(const tenancy::NumberDisks& action) {
 }
 
 void SlotKeeper::apply(const tenancy::Grow& action) {
+  const auto epoch = epochs_.find(action.identity.generation);
+  const bool large_enough = epoch != epochs_.end() && epoch->second.live &&
+                            !growing_.contains(action.identity) &&
+                            action.disks <= epoch->second.live->shape().disks;
+  if (large_enough) return carry_out(registry_.on_grown(action.identity, true, now()));
   grow(action.identity, action.disks);
 }
 
@@ -167,6 +174,25 @@ void SlotKeeper::apply(const tenancy::Unbind& action) {
 void SlotKeeper::apply(const tenancy::Discard& action) {
   tracer_.unbind(action.process);
   drain(action.identity, true);
+}
+
+void SlotKeeper::tick() {
+  carry_out(registry_.tick(now()));
+  for (auto slot = retiring_.begin(); slot != retiring_.end();) {
+    if (tracer_.in_flight(slot->first) > 0 && now().monotonic_ns < slot->second) {
+      ++slot;
+      continue;
+    }
+    drain(slot->first, false);
+    slot = retiring_.erase(slot);
+  }
+}
+
+/// A request is its tenant's to its end, however slow the storage is; what takes longer still is `late`.
+void SlotKeeper::retire_when_idle(core::SlotIdentity identity) {
+  tracer_.settle();
+  if (tracer_.in_flight(identity) == 0) return drain(identity, false);
+  retiring_.emplace(identity, now().monotonic_ns + kMaxInFlightNs);
 }
 
 void SlotKeeper::drain(core::SlotIdentity identity, bool discard) {

@@ -52,7 +52,7 @@ class SlotKeeper {
   }
   /// Before a reading: what ended unseen is counted.
   void settle() { tracer_.settle(); }
-  void tick() { carry_out(registry_.tick(now())); }
+  void tick();
   /// The daemon stops: who has no name by now will not get one here.
   void close_naming() { carry_out(registry_.close_naming(now())); }
 
@@ -85,10 +85,11 @@ class SlotKeeper {
   void apply(const tenancy::RemoveTenant& action);
   void apply(const tenancy::SetTenant& action);
   void apply(const tenancy::Unbind& action);
-  void apply(const tenancy::Retire& action) { drain(action.identity, false); }
+  void apply(const tenancy::Retire& action) { retire_when_idle(action.identity); }
   void apply(const tenancy::Discard& action);
 
   void grow(core::SlotIdentity identity, std::uint16_t disks);
+  void retire_when_idle(core::SlotIdentity identity);
   void drain(core::SlotIdentity identity, bool discard);
 
   bpf::Tracer& tracer_;
@@ -103,6 +104,8 @@ class SlotKeeper {
   bool carrying_out_ = false;
   /// Rows that are being installed: a slot grows once at a time.
   std::map<core::SlotIdentity, std::uint16_t> growing_;
+  /// Slots whose tenancy is over but for requests under way, with the time of their retirement at the latest.
+  std::map<core::SlotIdentity, std::uint64_t> retiring_;
 };
 
 }  // namespace kvmscope::hostd

@@ -63,6 +63,7 @@ std::vector<bpf::DiskKey> keys_of(const core::Disk& disk) {
 std::vector<DeviceLabel> label_devices(const core::VmFacts* facts, std::span<const bpf::NumberedDisk> devices,
                                        bool drained, DeviceNames& names) {
   std::vector<DeviceLabel> labels;
+  const bool stacked = std::ranges::any_of(devices, &bpf::NumberedDisk::stacked);
   if (facts != nullptr) {
     for (const core::Disk& disk : facts->disks) {
       if (disk.backing != core::DiskBacking::invisible) label_named(labels, disk.target).is_disk = true;
@@ -70,7 +71,10 @@ std::vector<DeviceLabel> label_devices(const core::VmFacts* facts, std::span<con
   }
   for (std::size_t dev = 0; dev < devices.size(); ++dev) {
     const bpf::NumberedDisk& device = devices[dev];
-    std::string name = facts == nullptr ? kUnresolved : std::string();
+    // Below a stacked device its requests are seen once more: as far as nobody says which is which, what is
+    // stacked counts.
+    const bool counts = !stacked || device.stacked || device.direct_file;
+    std::string name = facts == nullptr && counts ? kUnresolved : std::string();
     if (const auto given = names.find(device.key); given != names.end()) {
       name = given->second;
     } else if (facts != nullptr) {

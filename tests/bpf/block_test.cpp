@@ -128,6 +128,7 @@ TEST_CASE("a flush counts once, discards count their bytes") {
   const SlotMaps discards = rig.spare(2);
   run({rig.qemu("blkdiscard"), "--offset", "1MiB", "--length", "4MiB", disk.path()});
   const std::uint16_t discard_dev = dev_of(rig.tracer(), discards.identity(), disk.key());
+  rig.tracer().settle();
   REQUIRE(totals(discards, discard_dev).operations[KV_DISCARD].sum == 4 * kMiB);
   REQUIRE(totals(discards, discard_dev).operations[KV_DISCARD].count >= 1);
   REQUIRE(rig.stat("late") == 0);
@@ -212,6 +213,7 @@ TEST_CASE("a device without requests is counted by its bios once that is asked f
   const SlotMaps maps = rig.spare(2);
   run(dd_read(dd, disk.path(), 77));
   REQUIRE(rig.tracer().disks(maps.identity()).size() == 1);
+  rig.tracer().settle();
   REQUIRE(totals(maps, 0).operations[KV_READ] == core::CounterValue{77, 77 * 4096});
   REQUIRE(duration(maps, KV_DISK_STORAGE_DURATION, 0, KV_READ).count() == 77);
 }
@@ -249,6 +251,7 @@ TEST_CASE("errors of the storage are counted by kind and told to the tenant alon
   const std::uint16_t dev = dev_of(rig.tracer(), maps.identity(), disk.key());
   const auto reads = maps.counter({.kind = KV_DISK_ERRORS, .dev = dev, .sub = KV_ERROR_IO});
   REQUIRE(reads.count >= 1);
+  rig.tracer().settle();
   REQUIRE(totals(maps, dev).operations[KV_READ].count == reads.count);
   REQUIRE(totals(maps, dev).operations[KV_READ].sum == 0);
   REQUIRE(rig.io_errors.size() == reads.count);
