@@ -40,10 +40,10 @@ Look look_at(const Connection& connection, const HostPaths& paths, const DomainT
   const auto xml = connection.domain_xml(request.uuid);
   if (!xml && xml.error().code() == core::ErrorCode::not_found) return std::nullopt;
   if (!xml) return core::fail(xml.error());
-  auto facts = parse_domain_xml(*xml);
-  if (!facts) return core::fail(facts.error());
-  if (facts->domain_id < 0) return std::nullopt;
-  auto vm = describe_on_host(paths, std::move(*facts));
+  auto domain = parse_domain_xml(*xml);
+  if (!domain) return core::fail(domain.error());
+  if (domain->facts.domain_id < 0) return std::nullopt;
+  auto vm = describe_on_host(paths, std::move(*domain));
   if (!vm) return core::fail(vm.error());
   // A domain that restarted in between has the old run's XML and the new run's process.
   if (request.known != vm->facts.process) {
