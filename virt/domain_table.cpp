@@ -35,6 +35,11 @@ void DomainTable::on_event(const DomainEvent& event) {
   }
 }
 
+void DomainTable::on_touched(const std::string& name) {
+  for (auto& [uuid, domain] : domains_)
+    if (domain.listed && domain.name == name) look_soon(uuid, domain);
+}
+
 void DomainTable::on_list(const std::vector<ListedDomain>& running) {
   for (auto& [uuid, domain] : domains_) domain.listed = false;
   for (const ListedDomain& found : running) {

@@ -38,6 +38,8 @@ class DomainTable {
       : paths_(std::move(paths)), listener_(std::move(listener)) {}
 
   void on_event(const DomainEvent& event);
+  /// Something about the running domain of that name may have changed. Of no meaning for one not yet known.
+  void on_touched(const std::string& name);
   /// A complete list of those that run. All known domains are looked at again.
   void on_list(const std::vector<ListedDomain>& running);
   /// True once per list: as soon as all have been looked at.

@@ -23,6 +23,7 @@
 #include "virt/domain_xml.h"
 #include "virt/event_loop.h"
 #include "virt/files.h"
+#include "virt/status_files.h"
 
 namespace kvmscope::virt {
 namespace {
@@ -90,6 +91,7 @@ struct LibvirtSource::Impl : std::enable_shared_from_this<Impl> {
   void pump();
   void look(const DomainTable::Request& request);
   void looked(std::uint64_t generation, const core::VmUuid& uuid, const Look& result);
+  void written(const StatusFiles::Names& names);
   void tick();
   void every(asio::steady_timer& timer, milliseconds interval, void (Impl::*what)());
 
@@ -116,6 +118,8 @@ struct LibvirtSource::Impl : std::enable_shared_from_this<Impl> {
   std::future<void> last_closed;
 
   DomainTable domains;
+  StatusFiles status_files{control.get_executor(), options.run_dir,
+                           [this](const StatusFiles::Names& names) { written(names); }};
   bool relist_wanted = false;
   bool relisting = false;
 
@@ -249,6 +253,7 @@ void LibvirtSource::Impl::connected(core::Result<ConnectionPtr> opened, std::str
     return;
   }
   connection = std::move(*opened);
+  status_files.watch();
   report_connection(true, description);
   relist();
 }
@@ -346,6 +351,11 @@ void LibvirtSource::Impl::looked(std::uint64_t of, const core::VmUuid& uuid, con
   } else {
     domains.on_look(uuid, result, std::chrono::steady_clock::now());
   }
+}
+
+void LibvirtSource::Impl::written(const StatusFiles::Names& names) {
+  for (const std::string& name : names) domains.on_touched(name);
+  pump();
 }
 
 void LibvirtSource::Impl::tick() {

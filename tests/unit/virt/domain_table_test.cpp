@@ -94,6 +94,32 @@ TEST_CASE_METHOD(Fixture, "a domain comes, stays as it is, changes, and goes") {
   CHECK(next().empty());
 }
 
+TEST_CASE_METHOD(Fixture, "a sign that something changed: its images, say") {
+  start_process(10);
+  table.on_touched("a");  // it is only being started, and told when it runs
+  CHECK(next().empty());
+  started(kA);
+  next();
+  answer(kA, 10);
+  told();
+  table.on_touched("b");
+  CHECK(next().empty());
+  table.on_touched("a");
+  CHECK(next() == "a");
+  DescribedVm changed = vm(kA, 10);
+  changed.facts.disks.emplace_back().more_images = {{core::DiskBacking::file, 8, 1, 77}};
+  answer(kA, Look(changed));
+  CHECK(told() == Lines{"seen a 10"});
+
+  table.on_touched("a");
+  next();
+  changed.facts.disks[0].more_images.push_back({core::DiskBacking::file, 8, 1, 78});
+  table.on_touched("a");  // meanwhile again
+  answer(kA, Look(changed));
+  CHECK(told() == Lines{"seen a 10"});
+  CHECK(next() == "a");
+}
+
 TEST_CASE_METHOD(Fixture, "never two looks at one domain") {
   start_process(10);
   started(kA);
