@@ -36,22 +36,33 @@ constexpr unsigned kCallThreads = 2;
 /// The destructor lets go of a libvirtd that does not answer its goodbye within this time.
 constexpr milliseconds kMaxGoodbye{1'000};
 
+std::unexpected<LookFailure> failure(std::string reason, core::Error cause) {
+  return std::unexpected(LookFailure{std::move(reason), std::move(cause)});
+}
+
+/// Of what describe_on_host() says.
+std::string host_reason(core::ErrorCode code) {
+  if (code == core::ErrorCode::not_found) return "no QEMU process found";
+  if (code == core::ErrorCode::invalid_argument) return "several QEMU processes with its UUID";
+  return "the QEMU process cannot be examined";
+}
+
 /// Blocking; on a call thread.
 Look look_at(const Connection& connection, const HostPaths& paths, const DomainTable::Request& request) {
   const auto xml = connection.domain_xml(request.uuid);
   if (!xml && xml.error().code() == core::ErrorCode::not_found) return std::nullopt;
-  if (!xml) return core::fail(xml.error());
+  if (!xml) return failure("libvirt gives no XML", xml.error());
   auto domain = parse_domain_xml(*xml);
-  if (!domain) return core::fail(domain.error());
+  if (!domain) return failure("the XML cannot be read", domain.error());
   if (domain->facts.domain_id < 0) return std::nullopt;
   auto vm = describe_on_host(paths, std::move(*domain));
-  if (!vm) return core::fail(vm.error());
+  if (!vm) return failure(host_reason(vm.error().code()), vm.error());
   // A domain that restarted in between has the old run's XML and the new run's process.
   if (request.known != vm->facts.process) {
     const auto id = connection.domain_id(request.uuid);
-    if (!id && id.error().code() == core::ErrorCode::unavailable) return core::fail(id.error());
     if (!id || *id != vm->facts.domain_id)
-      return core::fail(core::ErrorCode::not_found, "the domain stopped or restarted while it was looked at");
+      return failure("it stopped or restarted while it was looked at",
+                     id ? core::Error(core::ErrorCode::not_found, "another running id") : id.error());
   }
   return std::move(*vm);
 }
@@ -338,16 +349,16 @@ void LibvirtSource::Impl::look(const DomainTable::Request& request) {
              [this, of = generation, uuid] {
                // It stays taken until that call returns: never two for one domain, and the others go on.
                const std::string why = fmt::format("no answer within {} ms", options.call_deadline.count());
-               domains.on_look_stuck(uuid, why);
+               domains.on_look_stuck(uuid, "a look at it does not return", why);
                if (of == generation) disconnected("domain " + uuid.value + ": " + why);
              });
 }
 
 void LibvirtSource::Impl::looked(std::uint64_t of, const core::VmUuid& uuid, const Look& result) {
-  const bool lost = !result && result.error().code() == core::ErrorCode::unavailable;
+  const bool lost = !result && result.error().cause.code() == core::ErrorCode::unavailable;
   if (of != generation || lost) {
     domains.on_look_lost(uuid);
-    if (of == generation) disconnected(result.error().message());
+    if (of == generation) disconnected(result.error().cause.message());
   } else {
     domains.on_look(uuid, result, std::chrono::steady_clock::now());
   }

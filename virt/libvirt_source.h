@@ -31,7 +31,8 @@ struct VmGone {
 struct VmProblem {
   core::VmUuid uuid;
   std::string name;
-  std::string reason;
+  std::string reason;  ///< one of a few fixed texts: fit for a metric's label
+  std::string detail;  ///< what exactly, with paths and the like; may be empty
 };
 
 struct ConnectionState {
