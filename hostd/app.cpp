@@ -305,7 +305,7 @@ core::Result<void> App::Impl::open_libvirt() {
   options.on_problem = [this](const virt::VmProblem& problem) {
     coverage.problem(problem.uuid, problem.name, problem.reason);
     log_event(LogLevel::warn, "domain cannot be described",
-              {{"vm", problem.name}, {"reason", problem.reason}});
+              {{"vm", problem.name}, {"reason", problem.reason}, {"detail", problem.detail}});
   };
   options.on_listed = [this](const std::vector<core::VmUuid>& uuids) { coverage.listed(uuids); };
   options.on_connection = [this](const virt::ConnectionState& state) {

@@ -34,11 +34,12 @@ Members find_members(const HostPaths& paths, const core::VmFacts& facts, const C
 
 }  // namespace
 
-core::Result<DescribedVm> describe_on_host(const HostPaths& paths, core::VmFacts facts) {
+core::Result<DescribedVm> describe_on_host(const HostPaths& paths, DomainXml domain) {
+  core::VmFacts facts = std::move(domain.facts);
   const auto process = find_domain_process(paths.proc_root, paths.run_dir, facts.name, facts.uuid);
   if (!process) return core::fail(process.error());
   facts.process = *process;
-  for (core::Disk& disk : facts.disks) resolve_disk(disk);
+  for (std::size_t i = 0; i < facts.disks.size(); ++i) resolve_disk(facts.disks[i], domain.more_images[i]);
 
   const auto qemu = describe_qemu(paths.proc_root, facts.process);
   if (!qemu) return core::fail(qemu.error());

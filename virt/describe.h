@@ -6,6 +6,7 @@
 #include "hostd/core/result.h"
 #include "hostd/core/vm.h"
 #include "virt/cgroups.h"
+#include "virt/domain_xml.h"
 
 namespace kvmscope::virt {
 
@@ -23,6 +24,6 @@ struct DescribedVm {
 
 /// Adds process, cgroups, helpers and the disks' devices to what the XML said. not_found if no QEMU process
 /// is this domain's, or it ended meanwhile. May block (a disk's file system, a process's memory map).
-core::Result<DescribedVm> describe_on_host(const HostPaths& paths, core::VmFacts facts);
+core::Result<DescribedVm> describe_on_host(const HostPaths& paths, DomainXml domain);
 
 }  // namespace kvmscope::virt

@@ -11,6 +11,7 @@
 #include <cerrno>
 #include <cstring>
 #include <string>
+#include <utility>
 
 namespace kvmscope::virt {
 namespace {
@@ -36,28 +37,40 @@ std::string file_system_name(const std::string& path) {
   return known == kAnonymous.end() ? "its file system" : known->name;
 }
 
+struct Examined {
+  core::DiskImage image;
+  std::string why_not;  ///< empty: host block requests can name it
+};
+
+Examined examine(const std::string& path) {
+  using enum core::DiskBacking;
+  struct stat info{};
+  if (::stat(path.c_str(), &info) != 0) return {{}, path + ": " + std::strerror(errno)};
+  if (S_ISBLK(info.st_mode)) return {{block_device, major(info.st_rdev), minor(info.st_rdev), 0}, ""};
+  if (!S_ISREG(info.st_mode)) return {{}, path + ": neither a file nor a block device"};
+  const core::DiskImage image{file, major(info.st_dev), minor(info.st_dev), info.st_ino};
+  if (image.device_major == 0)
+    return {image, "the block layer cannot name a file on " + file_system_name(path)};
+  return {image, ""};
+}
+
 }  // namespace
 
-void resolve_disk(core::Disk& disk) {
-  if (!disk.invisible_reason.empty()) return;
-  struct stat info{};
-  if (::stat(disk.source.c_str(), &info) != 0) {
-    disk.invisible_reason = disk.source + ": " + std::strerror(errno);
-    return;
+void resolve_disk(core::Disk& disk, const std::vector<std::string>& more_images) {
+  if (disk.invisible_reason.empty()) {
+    Examined top = examine(disk.source);
+    disk.backing = top.image.backing;
+    disk.device_major = top.image.device_major;
+    disk.device_minor = top.image.device_minor;
+    disk.inode = top.image.inode;
+    disk.invisible_reason = std::move(top.why_not);
   }
-  if (S_ISBLK(info.st_mode)) {
-    disk.backing = core::DiskBacking::block_device;
-    disk.device_major = major(info.st_rdev);
-    disk.device_minor = minor(info.st_rdev);
-  } else if (S_ISREG(info.st_mode)) {
-    disk.backing = core::DiskBacking::file;
-    disk.device_major = major(info.st_dev);
-    disk.device_minor = minor(info.st_dev);
-    disk.inode = info.st_ino;
-    if (disk.device_major == 0)
-      disk.invisible_reason = "the block layer cannot name a file on " + file_system_name(disk.source);
-  } else {
-    disk.invisible_reason = disk.source + ": neither a file nor a block device";
+  const core::DiskImage top{disk.backing, disk.device_major, disk.device_minor, disk.inode};
+  for (const std::string& path : more_images) {
+    const Examined found = examine(path);
+    if (!found.why_not.empty() || found.image == top) continue;
+    if (std::ranges::find(disk.more_images, found.image) == disk.more_images.end())
+      disk.more_images.push_back(found.image);
   }
 }
 

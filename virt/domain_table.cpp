@@ -35,6 +35,11 @@ void DomainTable::on_event(const DomainEvent& event) {
   }
 }
 
+void DomainTable::on_touched(const std::string& name) {
+  for (auto& [uuid, domain] : domains_)
+    if (domain.listed && domain.name == name) look_soon(uuid, domain);
+}
+
 void DomainTable::on_list(const std::vector<ListedDomain>& running) {
   for (auto& [uuid, domain] : domains_) domain.listed = false;
   for (const ListedDomain& found : running) {
@@ -105,7 +110,7 @@ void DomainTable::on_look(const core::VmUuid& uuid, const Look& look, Time now) 
   if (list_left_) list_left_->erase(uuid);
   if (domain.again) enqueue(uuid, domain, true);
   if (!look) {
-    if (!domain.stopped) failed(uuid, domain, look.error().message(), now);
+    if (!domain.stopped) failed(uuid, domain, look.error(), now);
   } else if (*look) {
     seen(uuid, domain, **look);
     // A life so short that its end was announced before we had asked who it was.
@@ -122,8 +127,9 @@ void DomainTable::on_look_lost(const core::VmUuid& uuid) {
   enqueue(uuid, domain, true);
 }
 
-void DomainTable::on_look_stuck(const core::VmUuid& uuid, const std::string& why) {
-  tell_problem(uuid, domains_.at(uuid), why);
+void DomainTable::on_look_stuck(const core::VmUuid& uuid, const std::string& reason,
+                                const std::string& detail) {
+  tell_problem(uuid, domains_.at(uuid), {reason, detail});
 }
 
 void DomainTable::on_disconnect() {
@@ -153,12 +159,12 @@ bool DomainTable::is_process_alive(const Domain& domain) const {
 
 void DomainTable::seen(const core::VmUuid& uuid, Domain& domain, const DescribedVm& vm) {
   if (domain.told && domain.told->process != vm.facts.process) gone(uuid, domain);
-  const bool news = domain.told != vm.facts || !domain.problem.empty();
+  const bool news = domain.told != vm.facts || domain.problem;
   domain.name = vm.facts.name;
   domain.listed = true;
   domain.orphan = false;
   domain.failing_since.reset();
-  domain.problem.clear();
+  domain.problem.reset();
   domain.cgroups = vm.cgroups;
   domain.told = vm.facts;
   if (news) listener_.on_seen(VmSeen{vm.facts});
@@ -167,7 +173,7 @@ void DomainTable::seen(const core::VmUuid& uuid, Domain& domain, const Described
 void DomainTable::not_running(const core::VmUuid& uuid, Domain& domain) {
   if (is_process_alive(domain)) {
     domain.orphan = true;
-    tell_problem(uuid, domain, "libvirt does not know it any more, but its QEMU process runs");
+    tell_problem(uuid, domain, {"libvirt does not know it any more, but its QEMU process runs", ""});
   } else {
     gone(uuid, domain);
   }
@@ -180,18 +186,19 @@ void DomainTable::gone(const core::VmUuid& uuid, Domain& domain) {
   domain.cgroups.clear();
   domain.listed = domain.orphan = false;
   domain.failing_since.reset();
-  domain.problem.clear();
+  domain.problem.reset();
 }
 
-void DomainTable::failed(const core::VmUuid& uuid, Domain& domain, const std::string& reason, Time now) {
+void DomainTable::failed(const core::VmUuid& uuid, Domain& domain, const LookFailure& failure, Time now) {
   if (!domain.failing_since) domain.failing_since = now;
-  if (now - *domain.failing_since >= kGrace) tell_problem(uuid, domain, reason);
+  if (now - *domain.failing_since >= kGrace)
+    tell_problem(uuid, domain, {failure.reason, failure.cause.message()});
 }
 
-void DomainTable::tell_problem(const core::VmUuid& uuid, Domain& domain, const std::string& reason) {
-  if (domain.problem == reason) return;
-  domain.problem = reason;
-  listener_.on_problem(VmProblem{uuid, domain.name, reason});
+void DomainTable::tell_problem(const core::VmUuid& uuid, Domain& domain, const Problem& problem) {
+  if (domain.problem == problem) return;
+  domain.problem = problem;
+  listener_.on_problem(VmProblem{uuid, domain.name, problem.reason, problem.detail});
 }
 
 void DomainTable::check_cgroups(Domain& domain) {

@@ -3,6 +3,7 @@
 
 #include <chrono>
 #include <deque>
+#include <expected>
 #include <functional>
 #include <map>
 #include <optional>
@@ -16,8 +17,14 @@
 
 namespace kvmscope::virt {
 
+/// Why a look gave nothing.
+struct LookFailure {
+  std::string reason;  ///< as VmProblem's
+  core::Error cause;
+};
+
 /// What one look at a domain gave. No value and no error: it does not run.
-using Look = core::Result<std::optional<DescribedVm>>;
+using Look = std::expected<std::optional<DescribedVm>, LookFailure>;
 
 /// What has been told about each domain, and whom to look at next. Events, lists and looks come in any order
 /// and overlap; here it is decided what they mean together. One thread; knows neither threads nor libvirt.
@@ -38,6 +45,8 @@ class DomainTable {
       : paths_(std::move(paths)), listener_(std::move(listener)) {}
 
   void on_event(const DomainEvent& event);
+  /// Something about the running domain of that name may have changed. Of no meaning for one not yet known.
+  void on_touched(const std::string& name);
   /// A complete list of those that run. All known domains are looked at again.
   void on_list(const std::vector<ListedDomain>& running);
   /// True once per list: as soon as all have been looked at.
@@ -50,7 +59,7 @@ class DomainTable {
   std::optional<Request> next_look();
   void on_look(const core::VmUuid& uuid, const Look& look, Time now);
   void on_look_lost(const core::VmUuid& uuid);
-  void on_look_stuck(const core::VmUuid& uuid, const std::string& why);
+  void on_look_stuck(const core::VmUuid& uuid, const std::string& reason, const std::string& detail);
 
   /// Nothing is asked any more; what was told stays true until a new connection's list.
   void on_disconnect();
@@ -58,6 +67,10 @@ class DomainTable {
   void tick(Time now);
 
  private:
+  struct Problem {
+    std::string reason, detail;
+    bool operator==(const Problem&) const = default;
+  };
   struct Domain {
     std::string name;
     bool listed = false;  ///< runs, as far as libvirt told
@@ -67,7 +80,7 @@ class DomainTable {
     bool stopped = false;  ///< its end was announced since that look began
     bool orphan = false;   ///< libvirt does not know it any more, its process lives
     std::optional<Time> failing_since;
-    std::string problem;  ///< as last told
+    std::optional<Problem> problem;  ///< as last told
     std::optional<core::VmFacts> told;
     CgroupTree cgroups;
   };
@@ -79,8 +92,8 @@ class DomainTable {
   void seen(const core::VmUuid& uuid, Domain& domain, const DescribedVm& vm);
   void not_running(const core::VmUuid& uuid, Domain& domain);
   void gone(const core::VmUuid& uuid, Domain& domain);
-  void failed(const core::VmUuid& uuid, Domain& domain, const std::string& reason, Time now);
-  void tell_problem(const core::VmUuid& uuid, Domain& domain, const std::string& reason);
+  void failed(const core::VmUuid& uuid, Domain& domain, const LookFailure& failure, Time now);
+  void tell_problem(const core::VmUuid& uuid, Domain& domain, const Problem& problem);
   void check_cgroups(Domain& domain);
   void forget_if_idle(const core::VmUuid& uuid);
 

@@ -106,6 +106,49 @@ core::Disk read_disk(const pugi::xml_node& node) {
   return disk;
 }
 
+/// The path on the host of an image: a <backingStore>, a <dataStore>, a <mirror>. Empty: none, as for the
+/// <backingStore/> that ends a chain.
+std::string image_path(const pugi::xml_node& image) {
+  const std::string type = attribute(image, "type");
+  if (type == "file") return attribute(image.child("source"), "file");
+  if (type == "block") return attribute(image.child("source"), "dev");
+  return {};
+}
+
+/// A disk's paths as they are found, up to the bound.
+struct MoreImages {
+  const std::string& top;
+  std::size_t left = kMaxMoreImages;
+  std::vector<std::string> paths;
+
+  void add(std::string path) {
+    if (path.empty() || path == top || std::ranges::find(paths, path) != paths.end()) return;
+    paths.push_back(std::move(path));
+  }
+  /// All that `image` reads from, and itself unless it is the disk. One that has no path (network storage)
+  /// may lie on one that has.
+  void add_chain(pugi::xml_node image, bool is_disk) {
+    for (; image && left > 0; image = image.child("backingStore"), is_disk = false) {
+      --left;
+      if (!is_disk) add(image_path(image));
+      add(image_path(image.child("source").child("dataStore")));  // of a qcow2 that holds only the tables
+    }
+  }
+};
+
+std::vector<std::string> read_more_images(const pugi::xml_node& node, const core::Disk& disk) {
+  MoreImages images{.top = disk.source, .left = kMaxMoreImages, .paths = {}};
+  // The target first: guest writes go there from now on, whatever the length of the chain.
+  const pugi::xml_node mirror = node.child("mirror");
+  if (mirror.child("source")) {
+    images.add_chain(mirror, false);
+  } else {
+    images.add(attribute(mirror, "file"));  // as libvirt before 1.2.6 wrote it, also for a device
+  }
+  images.add_chain(node, true);
+  return std::move(images.paths);
+}
+
 core::Nic read_nic(const pugi::xml_node& node) {
   core::Nic nic;
   const std::string type = attribute(node, "type");
@@ -151,7 +194,7 @@ std::unexpected<core::Error> broken(const std::string& what) {
 
 }  // namespace
 
-core::Result<core::VmFacts> parse_domain_xml(std::string_view xml) {
+core::Result<DomainXml> parse_domain_xml(std::string_view xml) {
   if (xml.size() > kMaxXml) return broken("larger than 8 MiB");
   pugi::xml_document document;
   const pugi::xml_parse_result parsed =
@@ -167,7 +210,8 @@ core::Result<core::VmFacts> parse_domain_xml(std::string_view xml) {
     return broken("the root element is <" + std::string(std::string_view(domain.name()).substr(0, 64)) +
                   ">, not <domain>");
 
-  core::VmFacts facts;
+  DomainXml result;
+  core::VmFacts& facts = result.facts;
   facts.uuid.value = lower(text_of(domain.child("uuid")));
   if (!is_uuid(facts.uuid.value)) return broken("<uuid> is missing or not a UUID");
   facts.name = text_of(domain.child("name"));
@@ -175,12 +219,15 @@ core::Result<core::VmFacts> parse_domain_xml(std::string_view xml) {
   facts.domain_id = number_or<std::int32_t>(attribute(domain, "id"), -1);
   facts.vcpus = read_vcpus(domain.child("vcpu"));
   const pugi::xml_node devices = domain.child("devices");
-  for (const pugi::xml_node& disk : devices.children("disk")) facts.disks.push_back(read_disk(disk));
+  for (const pugi::xml_node& disk : devices.children("disk")) {
+    facts.disks.push_back(read_disk(disk));
+    result.more_images.push_back(read_more_images(disk, facts.disks.back()));
+  }
   for (const pugi::xml_node& nic : devices.children("interface")) facts.nics.push_back(read_nic(nic));
   const pugi::xml_node metadata = domain.child("metadata");
   facts.nova = read_nova(metadata);
   facts.own = read_own(metadata);
-  return facts;
+  return result;
 }
 
 }  // namespace kvmscope::virt

@@ -23,6 +23,7 @@
 #include "virt/domain_xml.h"
 #include "virt/event_loop.h"
 #include "virt/files.h"
+#include "virt/status_files.h"
 
 namespace kvmscope::virt {
 namespace {
@@ -35,22 +36,33 @@ constexpr unsigned kCallThreads = 2;
 /// The destructor lets go of a libvirtd that does not answer its goodbye within this time.
 constexpr milliseconds kMaxGoodbye{1'000};
 
+std::unexpected<LookFailure> failure(std::string reason, core::Error cause) {
+  return std::unexpected(LookFailure{std::move(reason), std::move(cause)});
+}
+
+/// Of what describe_on_host() says.
+std::string host_reason(core::ErrorCode code) {
+  if (code == core::ErrorCode::not_found) return "no QEMU process found";
+  if (code == core::ErrorCode::invalid_argument) return "several QEMU processes with its UUID";
+  return "the QEMU process cannot be examined";
+}
+
 /// Blocking; on a call thread.
 Look look_at(const Connection& connection, const HostPaths& paths, const DomainTable::Request& request) {
   const auto xml = connection.domain_xml(request.uuid);
   if (!xml && xml.error().code() == core::ErrorCode::not_found) return std::nullopt;
-  if (!xml) return core::fail(xml.error());
-  auto facts = parse_domain_xml(*xml);
-  if (!facts) return core::fail(facts.error());
-  if (facts->domain_id < 0) return std::nullopt;
-  auto vm = describe_on_host(paths, std::move(*facts));
-  if (!vm) return core::fail(vm.error());
+  if (!xml) return failure("libvirt gives no XML", xml.error());
+  auto domain = parse_domain_xml(*xml);
+  if (!domain) return failure("the XML cannot be read", domain.error());
+  if (domain->facts.domain_id < 0) return std::nullopt;
+  auto vm = describe_on_host(paths, std::move(*domain));
+  if (!vm) return failure(host_reason(vm.error().code()), vm.error());
   // A domain that restarted in between has the old run's XML and the new run's process.
   if (request.known != vm->facts.process) {
     const auto id = connection.domain_id(request.uuid);
-    if (!id && id.error().code() == core::ErrorCode::unavailable) return core::fail(id.error());
     if (!id || *id != vm->facts.domain_id)
-      return core::fail(core::ErrorCode::not_found, "the domain stopped or restarted while it was looked at");
+      return failure("it stopped or restarted while it was looked at",
+                     id ? core::Error(core::ErrorCode::not_found, "another running id") : id.error());
   }
   return std::move(*vm);
 }
@@ -90,6 +102,7 @@ struct LibvirtSource::Impl : std::enable_shared_from_this<Impl> {
   void pump();
   void look(const DomainTable::Request& request);
   void looked(std::uint64_t generation, const core::VmUuid& uuid, const Look& result);
+  void written(const StatusFiles::Names& names);
   void tick();
   void every(asio::steady_timer& timer, milliseconds interval, void (Impl::*what)());
 
@@ -116,6 +129,8 @@ struct LibvirtSource::Impl : std::enable_shared_from_this<Impl> {
   std::future<void> last_closed;
 
   DomainTable domains;
+  StatusFiles status_files{control.get_executor(), options.run_dir,
+                           [this](const StatusFiles::Names& names) { written(names); }};
   bool relist_wanted = false;
   bool relisting = false;
 
@@ -249,6 +264,7 @@ void LibvirtSource::Impl::connected(core::Result<ConnectionPtr> opened, std::str
     return;
   }
   connection = std::move(*opened);
+  status_files.watch();
   report_connection(true, description);
   relist();
 }
@@ -333,19 +349,24 @@ void LibvirtSource::Impl::look(const DomainTable::Request& request) {
              [this, of = generation, uuid] {
                // It stays taken until that call returns: never two for one domain, and the others go on.
                const std::string why = fmt::format("no answer within {} ms", options.call_deadline.count());
-               domains.on_look_stuck(uuid, why);
+               domains.on_look_stuck(uuid, "a look at it does not return", why);
                if (of == generation) disconnected("domain " + uuid.value + ": " + why);
              });
 }
 
 void LibvirtSource::Impl::looked(std::uint64_t of, const core::VmUuid& uuid, const Look& result) {
-  const bool lost = !result && result.error().code() == core::ErrorCode::unavailable;
+  const bool lost = !result && result.error().cause.code() == core::ErrorCode::unavailable;
   if (of != generation || lost) {
     domains.on_look_lost(uuid);
-    if (of == generation) disconnected(result.error().message());
+    if (of == generation) disconnected(result.error().cause.message());
   } else {
     domains.on_look(uuid, result, std::chrono::steady_clock::now());
   }
+}
+
+void LibvirtSource::Impl::written(const StatusFiles::Names& names) {
+  for (const std::string& name : names) domains.on_touched(name);
+  pump();
 }
 
 void LibvirtSource::Impl::tick() {

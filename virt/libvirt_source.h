@@ -31,7 +31,8 @@ struct VmGone {
 struct VmProblem {
   core::VmUuid uuid;
   std::string name;
-  std::string reason;
+  std::string reason;  ///< one of a few fixed texts: fit for a metric's label
+  std::string detail;  ///< what exactly, with paths and the like; may be empty
 };
 
 struct ConnectionState {
@@ -52,7 +53,7 @@ class LibvirtSource {
     std::string uri = "qemu:///system";
     std::string proc_root = "/proc";
     std::string cgroup_root;  ///< mount point of the unified hierarchy; empty: found in /proc/self/mountinfo
-    std::string run_dir = "/run/libvirt/qemu";          ///< where libvirt keeps its pid files
+    std::string run_dir = "/run/libvirt/qemu";          ///< where libvirt keeps its pid and status files
     std::chrono::milliseconds rescan_interval{10'000};  ///< full relist, against lost events
     std::chrono::milliseconds cgroup_interval{1'000};   ///< look for new descendants of known scopes
     std::chrono::milliseconds call_deadline{5'000};

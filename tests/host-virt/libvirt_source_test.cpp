@@ -88,6 +88,23 @@ struct Listener {
   std::unique_ptr<LibvirtSource> source;
 };
 
+std::vector<ino_t> inodes(const std::vector<std::string>& paths) {
+  std::vector<ino_t> found;
+  for (const std::string& path : paths) {
+    struct stat info{};
+    REQUIRE(::stat(path.c_str(), &info) == 0);
+    found.push_back(info.st_ino);
+  }
+  return found;
+}
+
+/// Of the top image, then the others.
+std::vector<ino_t> disk_inodes(const core::Disk& disk) {
+  std::vector<ino_t> found = {disk.inode};
+  for (const core::DiskImage& image : disk.more_images) found.push_back(image.inode);
+  return found;
+}
+
 TEST_CASE("a domain is seen with its process, cgroups, disks and owner, changes, and goes") {
   const PrivateLibvirtd libvirtd;
   // libvirt holds a killed domain until init has reaped its QEMU, which some take seconds for.
@@ -165,6 +182,62 @@ TEST_CASE("a domain is seen with its process, cgroups, disks and owner, changes,
     CHECK(listener.last(kUuid2)->process.tgid == libvirtd.domain_pid(kName));
     CHECK(listener.last(kUuid2)->nova->project_id == "p2");
   }
+  for (const VmProblem& problem : listener.problems) FAIL_CHECK(problem.reason);
+}
+
+TEST_CASE("a disk's images are known as soon as they are used") {
+  const PrivateLibvirtd libvirtd;
+  Listener listener(libvirtd, 10s);
+  REQUIRE(listener.wait([&] { return !listener.lists.empty(); }));
+  const std::string base = libvirtd.image("base.img");
+  const std::string top = libvirtd.dir + "/top.qcow2";
+  const std::string snapshot = libvirtd.dir + "/snapshot.qcow2";
+  const std::string copy = libvirtd.dir + "/copy.qcow2";
+  REQUIRE(run("qemu-img create -f qcow2 -b " + base + " -F raw " + top));
+  const std::string qcow2 =
+      "<disk type='file' device='disk'><driver name='qemu' type='qcow2'/><source file='" + top +
+      "'/><target dev='vda' bus='virtio'/></disk>";
+  libvirtd.create(kName, kUuid, "", qcow2);
+  REQUIRE(listener.wait([&] { return listener.last(kUuid) != nullptr; }));
+
+  /// By events and status files alone: the next list is a minute away.
+  const auto becomes = [&](const std::vector<std::string>& paths) {
+    CAPTURE(paths);
+    const auto begin = steady_clock::now();
+    CHECK(listener.wait([&] { return disk_inodes(listener.last(kUuid)->disks.at(0)) == inodes(paths); }, 2s));
+    WARN("known after " << (steady_clock::now() - begin) / 1ms << " ms");
+  };
+  becomes({top, base});
+  REQUIRE(libvirtd.virsh("snapshot-create-as " + kName +
+                         " --disk-only --no-metadata --diskspec vda,file=" + snapshot));
+  becomes({snapshot, top, base});
+
+  // A copy that has no more than begun, and at 1 MiB/s takes a while.
+  REQUIRE(libvirtd.virsh("blockcopy " + kName + " vda " + copy + " --transient-job --bandwidth 1"));
+  becomes({snapshot, copy, top, base});
+  REQUIRE(libvirtd.virsh("blockjob " + kName + " vda --abort"));
+  becomes({snapshot, top, base});
+
+  REQUIRE(libvirtd.virsh("blockcommit " + kName + " vda --active --base " + top + " --wait"));
+  becomes({snapshot, top, base});  // top is the target now, and of the chain as before
+  REQUIRE(libvirtd.virsh("blockjob " + kName + " vda --pivot"));
+  becomes({top, base});
+  REQUIRE(libvirtd.virsh("blockpull " + kName + " vda --wait"));
+  becomes({top});
+
+  const std::string other = libvirtd.dir + "/other.qcow2";
+  REQUIRE(run("qemu-img create -f qcow2 -b " + base + " -F raw " + other));
+  std::ofstream(libvirtd.dir + "/disk.xml")
+      << "<disk type='file' device='disk'><driver name='qemu' type='qcow2'/><source file='" << other
+      << "'/><target dev='vdb' bus='virtio'/></disk>";
+  REQUIRE(libvirtd.virsh("attach-device " + kName + " " + libvirtd.dir + "/disk.xml --live"));
+  REQUIRE(listener.wait([&] { return listener.last(kUuid)->disks.size() == 2; }, 2s));
+  CHECK(disk_inodes(listener.last(kUuid)->disks[1]) == inodes({other, base}));
+  // The guest, which sits in its BIOS, never lets go of the device: QEMU ends it at the next reset.
+  REQUIRE(libvirtd.virsh("detach-device " + kName + " " + libvirtd.dir + "/disk.xml --live"));
+  REQUIRE(libvirtd.virsh("reset " + kName));
+  REQUIRE(listener.wait([&] { return listener.last(kUuid)->disks.size() == 1; }, 5s));
+  becomes({top});
   for (const VmProblem& problem : listener.problems) FAIL_CHECK(problem.reason);
 }
 

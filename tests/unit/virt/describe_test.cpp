@@ -1,6 +1,9 @@
 // SPDX-License-Identifier: Apache-2.0
 #include "virt/describe.h"
 
+#include <sys/stat.h>
+#include <sys/sysmacros.h>
+
 #include <algorithm>
 
 #include "tests/unit/virt/tree.h"
@@ -37,11 +40,11 @@ Entry scope(const std::string& members) {
                                                                           dir("emulator"), dir("vcpu0")})})});
 }
 
-core::VmFacts domain() {
-  core::VmFacts facts;
-  facts.uuid = kUuid;
-  facts.name = "a";
-  return facts;
+DomainXml domain() {
+  DomainXml domain;
+  domain.facts.uuid = kUuid;
+  domain.facts.name = "a";
+  return domain;
 }
 
 TEST_CASE("a VM has its scope, the ids in it and its helpers") {
@@ -55,6 +58,24 @@ TEST_CASE("a VM has its scope, the ids in it and its helpers") {
   CHECK(vm->facts.cgroup_ids.size() == 4);
   CHECK(vm->facts.cgroup_ids == cgroup_ids(read_cgroup_tree(cgroups.root() + kScope)));
   CHECK(vm->facts.helpers == std::vector{core::ProcessKey{11, 1100}});
+}
+
+TEST_CASE("each disk gets its own images") {
+  const TempTree proc({qemu(10, kUuid, "/")});
+  const TempTree images({file("top"), file("base"), file("other")});
+  DomainXml xml = domain();
+  xml.facts.disks.resize(2);
+  xml.facts.disks[0].source = images.path("top");
+  xml.facts.disks[1].source = images.path("other");
+  xml.more_images = {{images.path("base")}, {}};
+  const auto vm = describe_on_host({proc.root(), "", "/nowhere"}, xml);
+  REQUIRE(vm);
+  struct stat base{};
+  REQUIRE(::stat(images.path("base").c_str(), &base) == 0);
+  if (major(base.st_dev) == 0) return;  // nothing on this file system has a name in the block layer
+  REQUIRE(vm->facts.disks[0].more_images.size() == 1);
+  CHECK(vm->facts.disks[0].more_images[0].inode == base.st_ino);
+  CHECK(vm->facts.disks[1].more_images.empty());
 }
 
 TEST_CASE("a directory that two VMs share is neither's") {

@@ -63,6 +63,40 @@ TEST_CASE("a block device is itself, also behind a link") {
   CHECK(disk.invisible_reason.empty());
 }
 
+/// As a host block request names it.
+core::DiskImage image_of(const std::string& path) {
+  struct stat info{};
+  REQUIRE(::stat(path.c_str(), &info) == 0);
+  if (S_ISBLK(info.st_mode))
+    return {core::DiskBacking::block_device, major(info.st_rdev), minor(info.st_rdev), 0};
+  return {core::DiskBacking::file, major(info.st_dev), minor(info.st_dev), info.st_ino};
+}
+
+TEST_CASE("a disk's other images: each once, and only those that a request can name") {
+  const std::string device = some_block_device();
+  const TempTree tree({file("top", "x"), file("base", "x"), link("base-link", "base"),
+                       link("top-link", "top"), dir("d"), link("dangling", "nowhere"),
+                       link("device", device)});
+  core::Disk disk;
+  disk.source = tree.path("top");
+  resolve_disk(disk,
+               {tree.path("base"), tree.path("none"), "/proc/version", tree.path("d"), tree.path("dangling"),
+                "/dev/null", tree.path("base-link"), tree.path("top-link"), tree.path("device"), device});
+  std::vector<core::DiskImage> expected = {image_of(tree.path("base")), image_of(device)};
+  if (expected[0].device_major == 0) expected.erase(expected.begin());
+  CHECK(disk.more_images == expected);
+  CHECK(disk.inode == image_of(tree.path("top")).inode);
+
+  SECTION("below a top one that nothing can name") {
+    core::Disk network;
+    network.invisible_reason = "network storage";
+    resolve_disk(network, {device});
+    CHECK(network.backing == core::DiskBacking::invisible);
+    CHECK(network.invisible_reason == "network storage");
+    CHECK(network.more_images == std::vector{image_of(device)});
+  }
+}
+
 TEST_CASE("what cannot be looked at is invisible, with the reason") {
   const TempTree tree({link("dangling", "nowhere"), dir("d")});
   for (const std::string& path :

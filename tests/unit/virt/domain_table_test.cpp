@@ -47,12 +47,15 @@ struct Fixture {
   }
   void answer(const core::VmUuid& uuid, const Look& look) { table.on_look(uuid, look, now); }
   void answer(const core::VmUuid& uuid, unsigned pid) { answer(uuid, Look(vm(uuid, pid))); }
-  Look broken(const std::string& why) const { return core::fail(core::ErrorCode::corrupt, why); }
+  Look broken(const std::string& why) const {
+    return std::unexpected(LookFailure{why, core::Error(core::ErrorCode::corrupt, detail)});
+  }
   std::vector<std::string> told() { return std::exchange(log, {}); }
 
   TempTree proc;
   TempTree cgroups{{dir(kGroup, {dir("emulator"), dir("vcpu0")})}};
   std::vector<std::string> log;
+  std::string detail;
   DomainTable::Time now{};
   DomainTable table{
       {proc.root(), cgroups.root(), ""},
@@ -62,7 +65,10 @@ struct Fixture {
        [this](const VmGone& event) {
          log.push_back("gone " + name(event.uuid) + " " + std::to_string(event.process.tgid));
        },
-       [this](const VmProblem& event) { log.push_back("problem " + event.name + " " + event.reason); }}};
+       [this](const VmProblem& event) {
+         log.push_back("problem " + event.name + " " + event.reason +
+                       (event.detail.empty() ? "" : ": " + event.detail));
+       }}};
 };
 
 using Lines = std::vector<std::string>;
@@ -92,6 +98,32 @@ TEST_CASE_METHOD(Fixture, "a domain comes, stays as it is, changes, and goes") {
   CHECK(told() == Lines{"gone a 10"});
   CHECK(table.running().empty());
   CHECK(next().empty());
+}
+
+TEST_CASE_METHOD(Fixture, "a sign that something changed: its images, say") {
+  start_process(10);
+  table.on_touched("a");  // it is only being started, and told when it runs
+  CHECK(next().empty());
+  started(kA);
+  next();
+  answer(kA, 10);
+  told();
+  table.on_touched("b");
+  CHECK(next().empty());
+  table.on_touched("a");
+  CHECK(next() == "a");
+  DescribedVm changed = vm(kA, 10);
+  changed.facts.disks.emplace_back().more_images = {{core::DiskBacking::file, 8, 1, 77}};
+  answer(kA, Look(changed));
+  CHECK(told() == Lines{"seen a 10"});
+
+  table.on_touched("a");
+  next();
+  changed.facts.disks[0].more_images.push_back({core::DiskBacking::file, 8, 1, 78});
+  table.on_touched("a");  // meanwhile again
+  answer(kA, Look(changed));
+  CHECK(told() == Lines{"seen a 10"});
+  CHECK(next() == "a");
 }
 
 TEST_CASE_METHOD(Fixture, "never two looks at one domain") {
@@ -294,6 +326,13 @@ TEST_CASE_METHOD(Fixture, "one that cannot be described is a problem when it sta
   CHECK(next() == "a");
   answer(kA, broken("bad"));
   CHECK(told().empty());  // told once
+  detail = "line 3";
+  list({kA, kB});
+  CHECK(next() == "b");
+  answer(kB, 20);
+  CHECK(next() == "a");
+  answer(kA, broken("bad"));
+  CHECK(told() == Lines{"problem a bad: line 3"});
   started(kA);
   start_process(10);
   CHECK(next() == "a");
@@ -308,8 +347,8 @@ TEST_CASE_METHOD(Fixture, "a problem that passes is taken back by telling the VM
   answer(kA, 10);
   started(kA);
   next();
-  table.on_look_stuck(kA, "no answer");
-  CHECK(told() == Lines{"seen a 10", "problem a no answer"});
+  table.on_look_stuck(kA, "no answer", "5 s");
+  CHECK(told() == Lines{"seen a 10", "problem a no answer: 5 s"});
   list({kA});
   CHECK(next().empty());  // that look is still out
   CHECK(table.take_list_done());

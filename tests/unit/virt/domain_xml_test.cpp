@@ -15,11 +15,26 @@ std::string domain(const std::string& inside) {
   return "<domain type='kvm' id='3'><name>a</name><uuid>" + kUuid + "</uuid>" + inside + "</domain>";
 }
 
-core::VmFacts parse(const std::string& xml) {
+DomainXml parse_all(const std::string& xml) {
   CAPTURE(xml);
-  const auto facts = parse_domain_xml(xml);
-  if (!facts) FAIL(facts.error().message());
-  return *facts;
+  const auto domain = parse_domain_xml(xml);
+  if (!domain) FAIL(domain.error().message());
+  CHECK(domain->more_images.size() == domain->facts.disks.size());
+  return *domain;
+}
+
+core::VmFacts parse(const std::string& xml) {
+  return parse_all(xml).facts;
+}
+
+using Paths = std::vector<std::string>;
+
+/// Of a disk whose top image is /top, if it has one, and which has these elements.
+Paths more_images(const std::string& inside, const std::string& top = "<source file='/top'/>") {
+  const DomainXml parsed =
+      parse_all(domain("<devices><disk type='file'>" + inside + top + "</disk></devices>"));
+  CHECK(parsed.facts.disks.at(0).source == (top.empty() ? "" : "/top"));
+  return parsed.more_images.at(0);
 }
 
 std::string error_of(std::string_view xml) {
@@ -158,6 +173,70 @@ TEST_CASE("disks: a path, or the reason why there is none to trace") {
     CHECK(facts.disks[0].invisible_reason.starts_with(row.reason));
     CHECK(facts.disks[0].invisible_reason.empty() == row.reason.empty());
   }
+}
+
+TEST_CASE("all images below and beside a disk's top one are named") {
+  const std::string data =
+      "<source file='/top'><dataStore type='block'><source dev='/dev/data'/></dataStore></source>";
+  const std::string base = "<backingStore type='file'><source file='/base'/><backingStore/></backingStore>";
+  const std::string chain = "<backingStore type='block'><source dev='/dev/mid'/>" + base + "</backingStore>";
+  struct Row {
+    std::string xml;
+    Paths paths;
+  };
+  const std::vector<Row> rows = {
+      {"", {}},
+      {"<backingStore/>", {}},
+      {base, {"/base"}},
+      {chain, {"/dev/mid", "/base"}},
+      // What has no path itself may lie on what has.
+      {"<backingStore type='network'><source protocol='nbd'/>" + base + "</backingStore>", {"/base"}},
+      {"<backingStore type='dir'><source dir='/d'/></backingStore>", {}},
+      {"<backingStore type='nvme'><source type='pci'/></backingStore>", {}},
+      {"<backingStore type='vhostuser'><source path='/s'/></backingStore>", {}},
+      {"<backingStore type='volume'><source pool='p' volume='v'/></backingStore>", {}},
+      {"<backingStore type='newer'><source file='/f'/></backingStore>", {}},
+      {"<backingStore type='file'><source dev='/wrong'/></backingStore>", {}},
+      {"<backingStore type='file'/>", {}},
+      // A block job's target: as of now, with a chain of its own, and as it was written once.
+      {"<mirror type='file' job='copy'><source file='/copy'/></mirror>", {"/copy"}},
+      {"<mirror type='block' job='copy'><source dev='/dev/copy'/></mirror>" + base, {"/dev/copy", "/base"}},
+      {"<mirror type='file' file='/copy' format='raw' job='copy' ready='yes'><format type='raw'/>"
+       "<source file='/copy'/><backingStore type='file'><source file='/b2'/></backingStore></mirror>" +
+           base,
+       {"/copy", "/b2", "/base"}},
+      {"<mirror type='network'><source protocol='nbd'/></mirror>", {}},
+      {"<mirror file='/dev/old' format='raw'/>", {"/dev/old"}},
+      {"<mirror/>", {}},
+      // An active commit writes into an image of the chain.
+      {base + "<mirror type='file' job='active-commit'><source file='/base'/></mirror>", {"/base"}},
+      {"<backingStore type='file'><source file='/top'/></backingStore>", {}},
+      {"<x><backingStore type='file'><source file='/base'/></backingStore></x>", {}},
+  };
+  for (const Row& row : rows) {
+    CAPTURE(row.xml);
+    CHECK(more_images(row.xml) == row.paths);
+  }
+  CHECK(more_images(chain, data) == Paths{"/dev/data", "/dev/mid", "/base"});
+  CHECK(more_images(chain, "") == Paths{"/dev/mid", "/base"});  // none of them becomes the top one
+  const DomainXml parsed = parse_all(sample("nova34.xml"));
+  CHECK(parsed.more_images == std::vector<Paths>{{"/var/lib/nova/instances/_base/0123456789abcdef"}, {}, {}});
+}
+
+TEST_CASE("a chain that does not end is cut off") {
+  const auto level = [](int i) {
+    return "<backingStore type='file'><source file='/" + std::to_string(i) + "'/>";
+  };
+  std::string deep, end;
+  for (int i = 0; i < 100'000; ++i) {
+    deep += level(i);
+    end += "</backingStore>";
+  }
+  const Paths found = more_images(deep + end + "<mirror type='file'><source file='/copy'/></mirror>");
+  CHECK(found.size() < kMaxMoreImages);
+  CHECK(found.size() > kMaxMoreImages - 4);
+  CHECK(found[0] == "/copy");
+  CHECK(found[1] == "/0");
 }
 
 TEST_CASE("NICs: a tap only where the target is a host interface") {
