@@ -59,7 +59,7 @@ def test_a_snapshot_and_its_commit_are_one_disk(bed, libvirt, start_hostd, files
     libvirt.virsh("blockcommit", guest.name, "vda", "--active", "--pivot", "--wait", timeout=120)
     guest.vmio("vda", "write", 11)
     settled(daemon.operator_path())
-    device = block_stat(filesystem.device)
+    device = block_stat(filesystem.device.path)
     assert daemon.stop() == 0
     for path in (daemon.operator_path(), daemon.tenant_path("tenant-a")):
         export = export_of(path)
@@ -77,10 +77,10 @@ def test_a_stop_exports_who_has_no_name_yet(bed, libvirt, start_hostd, filesyste
     gone.vmio("vda", "write", 60)
     gone.destroy()
     settled(daemon.operator_path())
-    assert not export_of(daemon.operator_path()).find(OPERATIONS)
+    assert not any(export_of(daemon.operator_path()).find(OPERATIONS, vm=g.uuid) for g in (lives, gone))
     assert daemon.stop() == 0
     export = export_of(daemon.operator_path())
-    assert {s.resource.get("cloud.account.id", "") for s in export.find(OPERATIONS)} == {""}
+    assert {s.resource.get("cloud.account.id", "") for g in (lives, gone) for s in export.find(OPERATIONS, vm=g.uuid)} == {""}
     for guest, count in ((lives, 90), (gone, 60)):
         assert shown(export, guest, "write") == {"vda": count}
     assert not list(daemon.folder.glob("tenant-*.jsonl"))
