@@ -102,7 +102,9 @@ struct QemuProcess {
 core::Result<QemuProcess> describe_qemu(const std::string& proc_root, core::ProcessKey process);
 
 /// All processes whose executable's base name matches one of `names` (a trailing '*' matches any ending).
-std::vector<QemuProcess> scan_qemu(const std::string& proc_root, const std::vector<std::string>& names);
+/// Reads nothing of their memory: unlike describe_qemu(), it cannot be held up by a process that is busy with
+/// it.
+std::vector<core::ProcessKey> find_qemu(const std::string& proc_root, const std::vector<std::string>& names);
 
 /// The key of a live process, or not_found.
 core::Result<core::ProcessKey> process_key(const std::string& proc_root, std::uint32_t pid);
