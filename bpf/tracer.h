@@ -10,6 +10,7 @@
 #include <string>
 #include <vector>
 
+#include "hostd/core/host_feature.h"
 #include "hostd/core/ids.h"
 #include "hostd/core/result.h"
 #include "hostd/core/series.h"
@@ -214,16 +215,8 @@ class Tracer {
   std::unique_ptr<Impl> impl_;
 };
 
-/// One thing about this host that tracing depends on.
-struct HostFeature {
-  std::string name;  ///< kernel, btf, tp_btf block_io_start, fentry, lsm, lockdown, bpffs ...
-  bool present = false;
-  std::string detail;  ///< what was found
-  std::string effect;  ///< what is degraded because of it; empty if nothing is
-};
-
 /// Looks, loads nothing that stays: what `kvmscope check` prints about the kernel. Any thread, no privilege
 /// needed (without it, features that need it say so).
-std::vector<HostFeature> probe_host();
+std::vector<core::HostFeature> probe_host();
 
 }  // namespace kvmscope::bpf

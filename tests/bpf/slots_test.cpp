@@ -331,13 +331,13 @@ TEST_CASE("a slot in use is not installed again, an unknown one not grown or ret
 TEST_CASE("the host's features are found out, and what is missing says what it costs") {
   const auto features = probe_host();
   for (const char* needed : {"kernel", "btf", "capabilities", "task storage", "tp_btf block_rq_complete"}) {
-    const auto found = std::ranges::find(features, needed, &HostFeature::name);
+    const auto found = std::ranges::find(features, needed, &core::HostFeature::name);
     INFO(needed);
     REQUIRE(found != features.end());
     REQUIRE(found->present);
     REQUIRE_FALSE(found->detail.empty());
   }
-  for (const HostFeature& feature : features) REQUIRE_FALSE(feature.detail.empty());
+  for (const core::HostFeature& feature : features) REQUIRE_FALSE(feature.detail.empty());
 }
 
 }  // namespace
