@@ -37,6 +37,8 @@ void tell(virDomainPtr domain, bool stopped, void* opaque) {
 }
 
 void on_lifecycle(virConnectPtr, virDomainPtr domain, int event, int, void* opaque) noexcept {
+  // The guest has shut down, its QEMU is about to end: nothing new, and libvirt may hold its lock already.
+  if (event == VIR_DOMAIN_EVENT_SHUTDOWN) return;
   tell(domain, event == VIR_DOMAIN_EVENT_STOPPED, opaque);
 }
 

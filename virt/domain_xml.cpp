@@ -205,7 +205,8 @@ core::Result<DomainXml> parse_domain_xml(std::string_view xml) {
     const auto line = 1 + std::ranges::count(xml.substr(0, offset), '\n');
     return broken("line " + std::to_string(line) + ": " + parsed.description());
   }
-  const pugi::xml_node domain = document.document_element();
+  pugi::xml_node domain = document.document_element();
+  if (std::string_view(domain.name()) == "domstatus") domain = domain.child("domain");
   if (std::string_view(domain.name()) != "domain")
     return broken("the root element is <" + std::string(std::string_view(domain.name()).substr(0, 64)) +
                   ">, not <domain>");

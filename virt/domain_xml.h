@@ -20,9 +20,11 @@ struct DomainXml {
   core::VmFacts facts;
   /// For each disk of facts.disks the paths of its other images, top down, no path twice.
   std::vector<std::vector<std::string>> more_images;
+  bool operator==(const DomainXml&) const = default;
 };
 
 /// Elements that we do not know are ignored; what breaks the format, or has no name or UUID, is an error.
+/// Also takes libvirt's own status file, which has the live domain inside a <domstatus>.
 core::Result<DomainXml> parse_domain_xml(std::string_view xml);
 
 }  // namespace kvmscope::virt

@@ -223,6 +223,15 @@ TEST_CASE("all images below and beside a disk's top one are named") {
   CHECK(parsed.more_images == std::vector<Paths>{{"/var/lib/nova/instances/_base/0123456789abcdef"}, {}, {}});
 }
 
+TEST_CASE("libvirt's own note of a running domain is the domain") {
+  const std::string inside = "<name>a</name><uuid>" + kUuid +
+                             "</uuid><devices><disk type='file'><source file='/top'>" +
+                             "<privateData><x/></privateData></source></disk></devices></domain>";
+  CHECK(parse_all("<!-- do not edit --><domstatus state='running' pid='7'><taint flag='x'/><domain id='3'>" +
+                  inside + "</domstatus>") == parse_all("<domain id='3'>" + inside));
+  CHECK(error_of("<domstatus/>") == "domain XML: the root element is <>, not <domain>");
+}
+
 TEST_CASE("a chain that does not end is cut off") {
   const auto level = [](int i) {
     return "<backingStore type='file'><source file='/" + std::to_string(i) + "'/>";
