@@ -149,6 +149,12 @@ core::Result<std::string> Connection::describe() const {
                      type != nullptr ? type : "?", version_text(hypervisor));
 }
 
+core::Result<void> Connection::ping() const {
+  unsigned long library = 0;
+  if (virConnectGetLibVersion(connection_, &library) != 0) return core::fail(last_error("version"));
+  return {};
+}
+
 core::Result<std::vector<ListedDomain>> Connection::running_domains() const {
   virDomainPtr* domains = nullptr;
   const int count = virConnectListAllDomains(connection_, &domains, VIR_CONNECT_LIST_DOMAINS_ACTIVE);
