@@ -1,6 +1,8 @@
 // SPDX-License-Identifier: Apache-2.0
 #pragma once
 
+#include <cstdint>
+#include <optional>
 #include <string>
 #include <string_view>
 #include <vector>
@@ -20,6 +22,9 @@ struct DomainXml {
   core::VmFacts facts;
   /// For each disk of facts.disks the paths of its other images, top down, no path twice.
   std::vector<std::vector<std::string>> more_images;
+  std::string emulator;  ///< path of the QEMU binary, or of a script that starts it
+  /// The user that its QEMU runs as (the DAC label). Empty: libvirt does not say, as in a session.
+  std::optional<std::uint32_t> user;
   bool operator==(const DomainXml&) const = default;
 };
 

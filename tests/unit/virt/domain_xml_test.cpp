@@ -258,6 +258,26 @@ TEST_CASE("NICs: a tap only where the target is a host interface") {
   for (const char* type : {"hostdev", "vhostuser", "vdpa", "user"}) CHECK(tap(type).empty());
 }
 
+TEST_CASE("what its QEMU is, and whose") {
+  const auto user = [](const std::string& label) {
+    return parse_all(domain("<seclabel model='selinux'><label>1:2</label></seclabel><seclabel model='dac'>"
+                            "<label>" +
+                            label + "</label></seclabel>"))
+        .user;
+  };
+  CHECK(user("+64055:+108") == 64055);
+  CHECK(user("+0:+0") == 0);
+  CHECK(user("107:107") == 107);
+  CHECK_FALSE(user("qemu:qemu"));
+  CHECK_FALSE(user(""));
+  CHECK_FALSE(user("+"));
+  CHECK_FALSE(user("-1:0"));
+  CHECK_FALSE(user("99999999999:0"));
+  CHECK_FALSE(parse_all(domain("<seclabel type='none' model='dac'/>")).user);
+  CHECK(parse_all(domain("<devices><emulator> /usr/bin/q </emulator></devices>")).emulator == "/usr/bin/q");
+  CHECK(parse_all(sample("chain.xml")).user == 64055);
+}
+
 TEST_CASE("small things") {
   CHECK(parse(domain("<vcpu>4</vcpu>")).vcpus == 4);
   CHECK(parse(domain("<vcpu placement='static' current='2'>4</vcpu>")).vcpus == 2);
