@@ -93,6 +93,21 @@ std::string vm_directory(std::string_view cgroup_path) {
   return {};
 }
 
+std::optional<std::int32_t> vm_directory_id(std::string_view directory) {
+  std::string_view name = directory.substr(directory.rfind('/') + 1);
+  // The first dash of systemd's names is theirs, those of libvirt's are escaped.
+  for (const std::string_view prefix : {R"(machine-qemu\x2d)", "qemu-"}) {
+    if (!name.starts_with(prefix)) continue;
+    name.remove_prefix(prefix.size());
+    std::int32_t id = -1;
+    const auto [end, error] = std::from_chars(name.data(), name.data() + name.size(), id);
+    if (error == std::errc() && id >= 0 && end != name.data() + name.size() && (*end == '-' || *end == '\\'))
+      return id;
+    return std::nullopt;
+  }
+  return std::nullopt;
+}
+
 CgroupTree read_cgroup_tree(const std::string& directory) {
   CgroupTree tree;
   add_tree(directory, tree);

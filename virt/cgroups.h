@@ -2,6 +2,7 @@
 #pragma once
 
 #include <cstdint>
+#include <optional>
 #include <string>
 #include <string_view>
 #include <vector>
@@ -20,6 +21,9 @@ std::string unified_path(std::string_view proc_cgroup);
 ///   emulator <partition>/qemu-<id>-<name>.libvirt-qemu       without systemd
 /// Empty where there is none: what lies above, or a session's scope, is shared with others.
 std::string vm_directory(std::string_view cgroup_path);
+
+/// The running id in the name of such a directory; empty if it has none.
+std::optional<std::int32_t> vm_directory_id(std::string_view directory);
 
 /// One directory of the hierarchy. The inode number is the id that BPF sees; the link count tells, without a
 /// listing, whether a subdirectory came or went.

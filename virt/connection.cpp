@@ -37,6 +37,8 @@ void tell(virDomainPtr domain, bool stopped, void* opaque) {
 }
 
 void on_lifecycle(virConnectPtr, virDomainPtr domain, int event, int, void* opaque) noexcept {
+  // The guest has shut down, its QEMU is about to end: nothing new, and libvirt may hold its lock already.
+  if (event == VIR_DOMAIN_EVENT_SHUTDOWN) return;
   tell(domain, event == VIR_DOMAIN_EVENT_STOPPED, opaque);
 }
 
@@ -145,6 +147,12 @@ core::Result<std::string> Connection::describe() const {
   const char* const type = virConnectGetType(connection_);
   return fmt::format("{}: libvirt {}, {} {}", options_.uri, version_text(library),
                      type != nullptr ? type : "?", version_text(hypervisor));
+}
+
+core::Result<void> Connection::ping() const {
+  unsigned long library = 0;
+  if (virConnectGetLibVersion(connection_, &library) != 0) return core::fail(last_error("version"));
+  return {};
 }
 
 core::Result<std::vector<ListedDomain>> Connection::running_domains() const {

@@ -41,6 +41,9 @@ class Connection {
 
   /// URI and versions.
   core::Result<std::string> describe() const;
+  /// Whether libvirtd answers at all: touches no domain, whose lock may be held for long.
+  core::Result<void> ping() const;
+  /// Waits for the lock of each domain in turn.
   core::Result<std::vector<ListedDomain>> running_domains() const;
   /// not_found if there is no such domain.
   core::Result<std::string> domain_xml(const core::VmUuid& uuid) const;

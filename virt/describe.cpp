@@ -35,9 +35,9 @@ Members find_members(const HostPaths& paths, const core::VmFacts& facts, const C
 }  // namespace
 
 core::Result<DescribedVm> describe_on_host(const HostPaths& paths, DomainXml domain) {
-  core::VmFacts facts = std::move(domain.facts);
-  const auto process = find_domain_process(paths.proc_root, paths.run_dir, facts.name, facts.uuid);
+  const auto process = find_domain_process(paths, domain);
   if (!process) return core::fail(process.error());
+  core::VmFacts facts = std::move(domain.facts);
   facts.process = *process;
   for (std::size_t i = 0; i < facts.disks.size(); ++i) resolve_disk(facts.disks[i], domain.more_images[i]);
 

@@ -1,21 +1,13 @@
 // SPDX-License-Identifier: Apache-2.0
 #pragma once
 
-#include <string>
-
 #include "hostd/core/result.h"
 #include "hostd/core/vm.h"
 #include "virt/cgroups.h"
 #include "virt/domain_xml.h"
+#include "virt/host_paths.h"
 
 namespace kvmscope::virt {
-
-/// Where the host's own records of a domain are.
-struct HostPaths {
-  std::string proc_root;
-  std::string cgroup_root;  ///< empty: no unified hierarchy
-  std::string run_dir;
-};
 
 struct DescribedVm {
   core::VmFacts facts;

@@ -129,14 +129,12 @@ void DomainTable::on_look_lost(const core::VmUuid& uuid) {
 
 void DomainTable::on_look_stuck(const core::VmUuid& uuid, const std::string& reason,
                                 const std::string& detail) {
+  if (list_left_) list_left_->erase(uuid);
   tell_problem(uuid, domains_.at(uuid), {reason, detail});
 }
 
 void DomainTable::on_disconnect() {
   list_left_.reset();
-  urgent_.clear();
-  routine_.clear();
-  for (auto& [uuid, domain] : domains_) domain.queued = domain.again = domain.stopped = false;
 }
 
 void DomainTable::tick(Time now) {

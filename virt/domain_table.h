@@ -55,13 +55,13 @@ class DomainTable {
 
   /// The next domain to look at, events before lists; never one that is being looked at. The caller owes an
   /// answer: on_look(), or on_look_lost() if the connection that was asked is another by now. on_look_stuck()
-  /// tells that there is no answer yet; the domain stays taken until there is.
+  /// tells that there is no answer yet; the domain stays taken until there is, and no list waits for it.
   std::optional<Request> next_look();
   void on_look(const core::VmUuid& uuid, const Look& look, Time now);
   void on_look_lost(const core::VmUuid& uuid);
   void on_look_stuck(const core::VmUuid& uuid, const std::string& reason, const std::string& detail);
 
-  /// Nothing is asked any more; what was told stays true until a new connection's list.
+  /// What was told stays true until a new connection says otherwise; what was to be looked at still is.
   void on_disconnect();
   /// Looks for new cgroups, and again at domains that could not be described.
   void tick(Time now);

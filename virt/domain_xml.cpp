@@ -173,6 +173,20 @@ std::uint32_t read_vcpus(const pugi::xml_node& vcpu) {
   return number_or<std::uint32_t>(current.empty() ? text_of(vcpu) : current, 0);
 }
 
+/// <label>+64055:+64055</label>. Names are not looked up: that might ask a server.
+std::optional<std::uint32_t> read_user(const pugi::xml_node& domain) {
+  for (const pugi::xml_node& label : domain.children("seclabel")) {
+    if (attribute(label, "model") != "dac") continue;
+    std::string user = text_of(label.child("label"));
+    user = user.substr(0, user.find(':'));
+    if (user.starts_with('+')) user.erase(0, 1);
+    constexpr std::uint32_t kNobody = 0xFFFFFFFF;
+    const auto number = number_or(user, kNobody);
+    if (number != kNobody) return number;
+  }
+  return std::nullopt;
+}
+
 bool is_uuid(std::string_view text) {
   if (text.size() != 36) return false;
   for (std::size_t i = 0; i < text.size(); ++i) {
@@ -205,7 +219,8 @@ core::Result<DomainXml> parse_domain_xml(std::string_view xml) {
     const auto line = 1 + std::ranges::count(xml.substr(0, offset), '\n');
     return broken("line " + std::to_string(line) + ": " + parsed.description());
   }
-  const pugi::xml_node domain = document.document_element();
+  pugi::xml_node domain = document.document_element();
+  if (std::string_view(domain.name()) == "domstatus") domain = domain.child("domain");
   if (std::string_view(domain.name()) != "domain")
     return broken("the root element is <" + std::string(std::string_view(domain.name()).substr(0, 64)) +
                   ">, not <domain>");
@@ -224,6 +239,8 @@ core::Result<DomainXml> parse_domain_xml(std::string_view xml) {
     result.more_images.push_back(read_more_images(disk, facts.disks.back()));
   }
   for (const pugi::xml_node& nic : devices.children("interface")) facts.nics.push_back(read_nic(nic));
+  result.emulator = text_of(devices.child("emulator"));
+  result.user = read_user(domain);
   const pugi::xml_node metadata = domain.child("metadata");
   facts.nova = read_nova(metadata);
   facts.own = read_own(metadata);

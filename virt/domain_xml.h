@@ -1,6 +1,8 @@
 // SPDX-License-Identifier: Apache-2.0
 #pragma once
 
+#include <cstdint>
+#include <optional>
 #include <string>
 #include <string_view>
 #include <vector>
@@ -20,9 +22,14 @@ struct DomainXml {
   core::VmFacts facts;
   /// For each disk of facts.disks the paths of its other images, top down, no path twice.
   std::vector<std::vector<std::string>> more_images;
+  std::string emulator;  ///< path of the QEMU binary, or of a script that starts it
+  /// The user that its QEMU runs as (the DAC label). Empty: libvirt does not say, as in a session.
+  std::optional<std::uint32_t> user;
+  bool operator==(const DomainXml&) const = default;
 };
 
 /// Elements that we do not know are ignored; what breaks the format, or has no name or UUID, is an error.
+/// Also takes libvirt's own status file, which has the live domain inside a <domstatus>.
 core::Result<DomainXml> parse_domain_xml(std::string_view xml);
 
 }  // namespace kvmscope::virt

@@ -32,7 +32,18 @@ namespace asio = boost::asio;
 using std::chrono::milliseconds;
 using ConnectionPtr = std::shared_ptr<Connection>;
 
-constexpr unsigned kCallThreads = 2;
+/// So many looks and lists at a time, not counting those that have become slow.
+constexpr unsigned kLooks = 2;
+/// Connecting and probing must not wait for a thread.
+constexpr unsigned kCallThreads = kLooks + 2;
+/// libvirtd reads no further call of a client that waits for 5 answers (max_client_requests in
+/// libvirtd.conf). One is kept for the probe.
+constexpr unsigned kMaxInLibvirt = 4;
+/// With so many calls stuck, one look at a time is all that is left: a new connection has all 5 again. The
+/// old one's calls end when libvirt lets them, and no domain is asked for again before.
+constexpr unsigned kMaxStuck = 3;
+/// After this part of the deadline a call is slow: it gives its place to another, and libvirtd is probed.
+constexpr int kSlowPart = 4;
 /// The destructor lets go of a libvirtd that does not answer its goodbye within this time.
 constexpr milliseconds kMaxGoodbye{1'000};
 
@@ -47,18 +58,24 @@ std::string host_reason(core::ErrorCode code) {
   return "the QEMU process cannot be examined";
 }
 
+/// Whether a call waits for libvirt now; else it waits for the host.
+using InLibvirt = std::shared_ptr<std::atomic<bool>>;
+
 /// Blocking; on a call thread.
-Look look_at(const Connection& connection, const HostPaths& paths, const DomainTable::Request& request) {
+Look look_at(const Connection& connection, const HostPaths& paths, const DomainTable::Request& request,
+             std::atomic<bool>& in_libvirt) {
   const auto xml = connection.domain_xml(request.uuid);
   if (!xml && xml.error().code() == core::ErrorCode::not_found) return std::nullopt;
   if (!xml) return failure("libvirt gives no XML", xml.error());
   auto domain = parse_domain_xml(*xml);
   if (!domain) return failure("the XML cannot be read", domain.error());
   if (domain->facts.domain_id < 0) return std::nullopt;
+  in_libvirt = false;
   auto vm = describe_on_host(paths, std::move(*domain));
   if (!vm) return failure(host_reason(vm.error().code()), vm.error());
   // A domain that restarted in between has the old run's XML and the new run's process.
   if (request.known != vm->facts.process) {
+    in_libvirt = true;
     const auto id = connection.domain_id(request.uuid);
     if (!id || *id != vm->facts.domain_id)
       return failure("it stopped or restarted while it was looked at",
@@ -73,9 +90,11 @@ Look look_at(const Connection& connection, const HostPaths& paths, const DomainT
 /// post to it.
 struct LibvirtSource::Impl : std::enable_shared_from_this<Impl> {
   struct Call {
-    asio::steady_timer deadline;
+    asio::steady_timer timer;
     std::function<void()> on_deadline;
-    bool late = false;
+    std::uint64_t generation = 0;  ///< of the connection that is asked
+    InLibvirt in_libvirt;          ///< null: connecting or probing
+    enum class Age { fresh, slow, late } age = Age::fresh;
   };
 
   Impl(Options given, std::unique_ptr<EventLoop> loop);
@@ -85,24 +104,33 @@ struct LibvirtSource::Impl : std::enable_shared_from_this<Impl> {
   template <typename T>
   void emit(const std::function<void(T)>& callback, T value);
   template <typename R>
-  void call(std::function<R()> blocking, std::function<void(R)> done, std::function<void()> on_deadline);
-  bool has_free_thread() const;
+  void call(InLibvirt in_libvirt, std::function<R()> blocking, std::function<void(R)> done,
+            std::function<void()> on_deadline);
+  void on_slow(CallPool::CallId id);
+  void on_late(CallPool::CallId id);
+  bool waits_for_libvirt(const Call& call) const;
+  bool has_room() const;
+  bool is_connection_used_up() const;
 
   void connect();
-  void connected(core::Result<ConnectionPtr> opened, std::string description);
+  void connected(core::Result<ConnectionPtr> opened, std::string of_what);
   void disconnected(const std::string& why);
   void reconnect_later();
   void report_connection(bool up, const std::string& detail);
   ConnectionEvents events_for(std::uint64_t generation);
 
+  void probe();
+
   void relist();
+  void list();
+  void list_is_late();
   void listed(std::uint64_t generation, const core::Result<std::vector<ListedDomain>>& running);
   void after_relist();
 
   void pump();
   void look(const DomainTable::Request& request);
   void looked(std::uint64_t generation, const core::VmUuid& uuid, const Look& result);
-  void written(const StatusFiles::Names& names);
+  void touched(const StatusFiles::Names& names);
   void tick();
   void every(asio::steady_timer& timer, milliseconds interval, void (Impl::*what)());
 
@@ -123,14 +151,16 @@ struct LibvirtSource::Impl : std::enable_shared_from_this<Impl> {
 
   ConnectionPtr connection;
   std::uint64_t generation = 0;  ///< of the connection: what an earlier one still says is ignored
+  std::string description;
   bool opening = false;
+  bool probing = false;
   milliseconds backoff{0};
   std::optional<ConnectionState> connection_reported;
   std::future<void> last_closed;
 
   DomainTable domains;
   StatusFiles status_files{control.get_executor(), options.run_dir,
-                           [this](const StatusFiles::Names& names) { written(names); }};
+                           [this](const StatusFiles::Names& names) { touched(names); }};
   bool relist_wanted = false;
   bool relisting = false;
 
@@ -178,17 +208,17 @@ void LibvirtSource::Impl::emit(const std::function<void(T)>& callback, T value) 
 }
 
 template <typename R>
-void LibvirtSource::Impl::call(std::function<R()> blocking, std::function<void(R)> done,
+void LibvirtSource::Impl::call(InLibvirt in_libvirt, std::function<R()> blocking, std::function<void(R)> done,
                                std::function<void()> on_deadline) {
   const CallPool::CallId id = next_call++;
-  Call& entry = calls.emplace(id, Call{asio::steady_timer(control), std::move(on_deadline)}).first->second;
-  entry.deadline.expires_after(options.call_deadline);
-  entry.deadline.async_wait([this, id](const boost::system::error_code& error) {
-    const auto at = calls.find(id);
-    if (error || at == calls.end() || !pool.abandon(id)) return;  // or the result is on its way
-    at->second.late = true;
-    at->second.on_deadline();
-    pump();
+  Call entry{.timer = asio::steady_timer(control),
+             .on_deadline = std::move(on_deadline),
+             .generation = generation,
+             .in_libvirt = std::move(in_libvirt)};
+  asio::steady_timer& timer = calls.emplace(id, std::move(entry)).first->second.timer;
+  timer.expires_after(options.call_deadline / kSlowPart);
+  timer.async_wait([this, id](const boost::system::error_code& error) {
+    if (!error) on_slow(id);
   });
   pool.submit(id, [weak = weak_from_this(), id, blocking = std::move(blocking), done = std::move(done)] {
     R result = blocking();
@@ -204,9 +234,50 @@ void LibvirtSource::Impl::call(std::function<R()> blocking, std::function<void(R
   });
 }
 
-bool LibvirtSource::Impl::has_free_thread() const {
-  const auto out = std::ranges::count_if(calls, [](const auto& entry) { return !entry.second.late; });
-  return out < static_cast<std::ptrdiff_t>(kCallThreads);
+void LibvirtSource::Impl::on_slow(CallPool::CallId id) {
+  const auto at = calls.find(id);
+  if (at == calls.end() || !pool.abandon(id)) return;  // the result is on its way
+  Call& slow = at->second;
+  slow.age = Call::Age::slow;
+  slow.timer.expires_after(options.call_deadline - options.call_deadline / kSlowPart);
+  slow.timer.async_wait([this, id](const boost::system::error_code& error) {
+    if (!error) on_late(id);
+  });
+  if (waits_for_libvirt(slow)) probe();
+  pump();
+}
+
+void LibvirtSource::Impl::on_late(CallPool::CallId id) {
+  const auto at = calls.find(id);
+  if (at == calls.end()) return;
+  at->second.age = Call::Age::late;
+  const auto tell = at->second.on_deadline;
+  tell();
+  if (connection && is_connection_used_up())
+    disconnected(fmt::format("{}: {} calls do not return", options.uri, kMaxStuck));
+  pump();
+}
+
+/// On the connection that is in use.
+bool LibvirtSource::Impl::waits_for_libvirt(const Call& call) const {
+  return connection && call.generation == generation && call.in_libvirt && *call.in_libvirt;
+}
+
+bool LibvirtSource::Impl::has_room() const {
+  const auto fresh = std::ranges::count_if(calls, [](const auto& entry) {
+    return entry.second.in_libvirt && entry.second.age == Call::Age::fresh;
+  });
+  const auto in_libvirt =
+      std::ranges::count_if(calls, [this](const auto& entry) { return waits_for_libvirt(entry.second); });
+  return fresh < static_cast<std::ptrdiff_t>(kLooks) &&
+         in_libvirt < static_cast<std::ptrdiff_t>(kMaxInLibvirt);
+}
+
+bool LibvirtSource::Impl::is_connection_used_up() const {
+  const auto stuck = std::ranges::count_if(calls, [this](const auto& entry) {
+    return entry.second.age == Call::Age::late && waits_for_libvirt(entry.second);
+  });
+  return stuck >= static_cast<std::ptrdiff_t>(kMaxStuck);
 }
 
 void LibvirtSource::Impl::connect() {
@@ -222,13 +293,15 @@ void LibvirtSource::Impl::connect() {
     core::Result<ConnectionPtr> connection;
     std::string description;
   };
+  ++generation;
   call<Opened>(
-      [how, events = events_for(++generation)]() -> Opened {
+      nullptr,
+      [how, events = events_for(generation)]() -> Opened {
         auto opened = Connection::open(how, events);
         if (!opened) return {core::fail(opened.error()), ""};
-        auto description = (*opened)->describe();
-        if (!description) return {core::fail(description.error()), ""};
-        return {std::move(opened), std::move(*description)};
+        auto text = (*opened)->describe();
+        if (!text) return {core::fail(text.error()), ""};
+        return {std::move(opened), std::move(*text)};
       },
       [this](Opened opened) { connected(std::move(opened.connection), std::move(opened.description)); },
       // There is no taking back: it is waited for further, and taken when it comes after all.
@@ -256,7 +329,7 @@ ConnectionEvents LibvirtSource::Impl::events_for(std::uint64_t of) {
           }};
 }
 
-void LibvirtSource::Impl::connected(core::Result<ConnectionPtr> opened, std::string description) {
+void LibvirtSource::Impl::connected(core::Result<ConnectionPtr> opened, std::string of_what) {
   opening = false;
   if (!opened) {
     report_connection(false, opened.error().message());
@@ -264,6 +337,7 @@ void LibvirtSource::Impl::connected(core::Result<ConnectionPtr> opened, std::str
     return;
   }
   connection = std::move(*opened);
+  description = std::move(of_what);
   status_files.watch();
   report_connection(true, description);
   relist();
@@ -272,7 +346,7 @@ void LibvirtSource::Impl::connected(core::Result<ConnectionPtr> opened, std::str
 void LibvirtSource::Impl::disconnected(const std::string& why) {
   connection.reset();
   ++generation;
-  relist_wanted = relisting = false;
+  relist_wanted = relisting = probing = false;
   domains.on_disconnect();
   rescan_timer.cancel();
   report_connection(false, why);
@@ -296,10 +370,43 @@ void LibvirtSource::Impl::report_connection(bool up, const std::string& detail) 
   emit(options.on_connection, *connection_reported);
 }
 
+/// A call that waits for one domain says nothing about libvirtd. Nor does a list: libvirt takes the lock of
+/// each domain for it (virDomainObjListFilter), and holds one while a killed QEMU waits to be reaped.
+void LibvirtSource::Impl::probe() {
+  if (probing) return;
+  probing = true;
+  call<core::Result<void>>(
+      nullptr, [from = connection] { return from->ping(); },
+      [this, of = generation](const core::Result<void>& answer) {
+        if (of != generation) return;
+        probing = false;
+        if (!answer) disconnected(answer.error().message());
+      },
+      [this, of = generation] {
+        if (of == generation) disconnected(options.uri + ": no answer");
+      });
+}
+
 void LibvirtSource::Impl::relist() {
   rescan_timer.cancel();
   relist_wanted = true;
   pump();
+}
+
+void LibvirtSource::Impl::list() {
+  relist_wanted = false;
+  relisting = true;
+  call<core::Result<std::vector<ListedDomain>>>(
+      std::make_shared<std::atomic<bool>>(true), [from = connection] { return from->running_domains(); },
+      [this, of = generation](const auto& running) { listed(of, running); },
+      [this, of = generation] {
+        if (of == generation && !probing) list_is_late();
+      });
+}
+
+/// And libvirtd answered the probe.
+void LibvirtSource::Impl::list_is_late() {
+  report_connection(true, description + "; waits for a locked domain with its list");
 }
 
 void LibvirtSource::Impl::listed(std::uint64_t of, const core::Result<std::vector<ListedDomain>>& running) {
@@ -308,6 +415,7 @@ void LibvirtSource::Impl::listed(std::uint64_t of, const core::Result<std::vecto
     disconnected(running.error().message());
     return;
   }
+  report_connection(true, description);
   domains.on_list(*running);
 }
 
@@ -321,19 +429,12 @@ void LibvirtSource::Impl::after_relist() {
   });
 }
 
-/// Sends out as many calls as there are threads for. Runs after whatever may have changed that.
+/// Sends out as many calls as there is room for. Runs after whatever may have changed that.
 void LibvirtSource::Impl::pump() {
   if (domains.take_list_done()) after_relist();
-  while (connection && has_free_thread()) {
+  while (connection && has_room()) {
     if (relist_wanted && !relisting) {
-      relist_wanted = false;
-      relisting = true;
-      call<core::Result<std::vector<ListedDomain>>>(
-          [from = connection] { return from->running_domains(); },
-          [this, of = generation](const auto& running) { listed(of, running); },
-          [this, of = generation] {
-            if (of == generation) disconnected(options.uri + ": no answer to the list of domains");
-          });
+      list();
     } else if (const auto request = domains.next_look()) {
       look(*request);
     } else {
@@ -344,14 +445,20 @@ void LibvirtSource::Impl::pump() {
 
 void LibvirtSource::Impl::look(const DomainTable::Request& request) {
   const core::VmUuid& uuid = request.uuid;
-  call<Look>([from = connection, where = paths, request] { return look_at(*from, where, request); },
-             [this, of = generation, uuid](const Look& result) { looked(of, uuid, result); },
-             [this, of = generation, uuid] {
-               // It stays taken until that call returns: never two for one domain, and the others go on.
-               const std::string why = fmt::format("no answer within {} ms", options.call_deadline.count());
-               domains.on_look_stuck(uuid, "a look at it does not return", why);
-               if (of == generation) disconnected("domain " + uuid.value + ": " + why);
-             });
+  const auto in_libvirt = std::make_shared<std::atomic<bool>>(true);
+  call<Look>(
+      in_libvirt,
+      [from = connection, where = paths, request, in_libvirt] {
+        return look_at(*from, where, request, *in_libvirt);
+      },
+      [this, of = generation, uuid](const Look& result) { looked(of, uuid, result); },
+      // It stays taken until that call returns: never two for one domain, and the others go on.
+      [this, uuid, in_libvirt] {
+        domains.on_look_stuck(uuid,
+                              *in_libvirt ? "libvirt does not answer for it"
+                                          : "the host does not answer for its process or its disks",
+                              fmt::format("no answer within {} ms", options.call_deadline.count()));
+      });
 }
 
 void LibvirtSource::Impl::looked(std::uint64_t of, const core::VmUuid& uuid, const Look& result) {
@@ -364,7 +471,7 @@ void LibvirtSource::Impl::looked(std::uint64_t of, const core::VmUuid& uuid, con
   }
 }
 
-void LibvirtSource::Impl::written(const StatusFiles::Names& names) {
+void LibvirtSource::Impl::touched(const StatusFiles::Names& names) {
   for (const std::string& name : names) domains.on_touched(name);
   pump();
 }

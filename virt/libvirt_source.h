@@ -6,6 +6,7 @@
 #include <cstdint>
 #include <functional>
 #include <memory>
+#include <optional>
 #include <string>
 #include <vector>
 
@@ -91,11 +92,12 @@ class LibvirtSource {
 struct QemuProcess {
   core::ProcessKey process;
   std::string comm;
-  core::VmUuid uuid;              ///< from -uuid on its command line; empty if there is none
-  std::string guest_name;         ///< from -name guest=...; empty if there is none
-  bool capability_probe = false;  ///< -machine none
-  bool in_container = false;      ///< in another pid namespace than ours
-  std::string cgroup_path;        ///< unified hierarchy
+  core::VmUuid uuid;                  ///< from -uuid on its command line; empty if there is none
+  std::string guest_name;             ///< from -name guest=...; empty if there is none
+  bool capability_probe = false;      ///< -machine none
+  bool in_container = false;          ///< in another pid namespace than ours
+  std::string cgroup_path;            ///< unified hierarchy
+  std::optional<std::uint32_t> user;  ///< the real one; empty if unreadable
 };
 
 /// Describes one process. not_found if it is gone, or was replaced by another of the same pid.

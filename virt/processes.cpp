@@ -1,6 +1,7 @@
 // SPDX-License-Identifier: Apache-2.0
 #include "virt/processes.h"
 
+#include <sys/stat.h>
 #include <unistd.h>
 
 #include <algorithm>
@@ -50,6 +51,12 @@ std::string status_line(const std::string& status, const std::string& key) {
   return {};
 }
 
+std::optional<std::uint32_t> first_number(std::string_view text) {
+  std::uint32_t number = 0;
+  const auto [end, error] = std::from_chars(text.data(), text.data() + text.size(), number);
+  return error == std::errc() ? std::optional(number) : std::nullopt;
+}
+
 std::size_t count_words(const std::string& text) {
   std::istringstream words(text);
   std::size_t count = 0;
@@ -93,9 +100,40 @@ bool matches(const std::string& name, const std::string& pattern) {
   return name == pattern;
 }
 
-bool is_process_of(const std::string& proc_root, core::ProcessKey process, const core::VmUuid& uuid) {
-  const auto qemu = describe_qemu(proc_root, process);
-  return qemu && qemu->uuid == uuid && !qemu->capability_probe;
+/// Where a process is found that says to be a domain's.
+enum class Place {
+  wrong,    ///< it is another's, whatever it says
+  unknown,  ///< no VM's cgroup: a session, or no unified hierarchy
+  own,      ///< the domain's own cgroup
+};
+
+Place place_of(const HostPaths& paths, const DomainXml& domain, const QemuProcess& qemu) {
+  if (paths.cgroup_root.empty() || domain.facts.domain_id < 0) return Place::unknown;
+  const std::string directory = vm_directory(qemu.cgroup_path);
+  if (directory.empty()) return Place::unknown;
+  // Users may own parts of the hierarchy, and have directories of any name there.
+  struct stat root{}, info{};
+  if (::lstat(paths.cgroup_root.c_str(), &root) != 0 ||
+      ::lstat((paths.cgroup_root + directory).c_str(), &info) != 0 || info.st_uid != root.st_uid)
+    return Place::unknown;
+  const auto id = vm_directory_id(directory);
+  if (!id) return Place::unknown;
+  return id == domain.facts.domain_id ? Place::own : Place::wrong;
+}
+
+bool is_qemu(const std::string& proc_root, std::uint32_t pid, const std::string& emulator) {
+  const std::string name = executable_name(proc_root, pid);
+  return name.empty() || name.starts_with("qemu") || name == emulator.substr(emulator.rfind('/') + 1);
+}
+
+Place examine(const HostPaths& paths, const DomainXml& domain, std::uint32_t pid, core::ProcessKey& key) {
+  const auto found = process_key(paths.proc_root, pid);
+  const auto qemu = found ? describe_qemu(paths.proc_root, *found) : core::fail(found.error());
+  if (!qemu || qemu->uuid != domain.facts.uuid || qemu->capability_probe) return Place::wrong;
+  if (!is_qemu(paths.proc_root, pid, domain.emulator)) return Place::wrong;
+  if (domain.user && qemu->user != domain.user) return Place::wrong;
+  key = *found;
+  return place_of(paths, domain, *qemu);
 }
 
 }  // namespace
@@ -166,6 +204,7 @@ core::Result<QemuProcess> describe_qemu(const std::string& proc_root, core::Proc
   // One number per pid namespace from ours inward.
   result.in_container = status && count_words(status_line(*status, "NSpid:")) > 1;
   if (cgroup) result.cgroup_path = unified_path(*cgroup);
+  if (status) result.user = first_number(status_line(*status, "Uid:\t"));
   return result;
 }
 
@@ -181,24 +220,27 @@ std::vector<core::ProcessKey> find_qemu(const std::string& proc_root, const std:
   return found;
 }
 
-core::Result<core::ProcessKey> find_domain_process(const std::string& proc_root, const std::string& run_dir,
-                                                   const std::string& name, const core::VmUuid& uuid) {
+core::Result<core::ProcessKey> find_domain_process(const HostPaths& paths, const DomainXml& domain) {
+  const std::string& name = domain.facts.name;
+  core::ProcessKey key;
   if (name.find('/') == std::string::npos) {
-    const auto pid_file = read_file(run_dir + "/" + name + ".pid");
+    const auto pid_file = read_file(paths.run_dir + "/" + name + ".pid");
     const auto pid = pid_file ? parse_pid(*pid_file) : std::nullopt;
-    const auto key = pid ? process_key(proc_root, *pid) : core::fail(core::ErrorCode::not_found, "");
-    if (key && is_process_of(proc_root, *key, uuid)) return *key;
+    if (pid && examine(paths, domain, *pid, key) != Place::wrong) return key;
   }
-  std::vector<core::ProcessKey> candidates;
-  for (const std::uint32_t pid : all_pids(proc_root)) {
-    const auto key = process_key(proc_root, pid);
-    if (key && is_process_of(proc_root, *key, uuid)) candidates.push_back(*key);
+  std::vector<core::ProcessKey> own;
+  std::vector<core::ProcessKey> others;
+  for (const std::uint32_t pid : all_pids(paths.proc_root)) {
+    const Place place = examine(paths, domain, pid, key);
+    if (place == Place::own) own.push_back(key);
+    if (place == Place::unknown) others.push_back(key);
   }
+  const std::vector<core::ProcessKey>& candidates = own.empty() ? others : own;
   if (candidates.size() == 1) return candidates.front();
   if (candidates.empty())
-    return core::fail(core::ErrorCode::not_found, "no QEMU process with -uuid " + uuid.value);
+    return core::fail(core::ErrorCode::not_found, "no QEMU process with -uuid " + domain.facts.uuid.value);
   return core::fail(core::ErrorCode::invalid_argument,
-                    std::to_string(candidates.size()) + " processes with -uuid " + uuid.value);
+                    std::to_string(candidates.size()) + " processes with -uuid " + domain.facts.uuid.value);
 }
 
 }  // namespace kvmscope::virt

@@ -6,8 +6,12 @@
 #include <boost/asio/buffer.hpp>
 #include <chrono>
 #include <cstring>
+#include <filesystem>
 #include <string_view>
+#include <system_error>
 #include <utility>
+
+#include "virt/files.h"
 
 namespace kvmscope::virt {
 namespace {
@@ -15,12 +19,19 @@ namespace {
 /// One command of libvirt writes several times, the last of which counts.
 constexpr std::chrono::milliseconds kSettle{50};
 
+/// The domain's name; empty if that file is no status file.
+std::string_view domain_of(std::string_view file) {
+  constexpr std::string_view kSuffix = ".xml";
+  if (!file.ends_with(kSuffix)) return {};
+  return file.substr(0, file.size() - kSuffix.size());
+}
+
 }  // namespace
 
 StatusFiles::StatusFiles(const boost::asio::any_io_executor& executor, std::string directory,
-                         std::function<void(Names)> on_written)
+                         std::function<void(Names)> on_changed)
     : directory_(std::move(directory)),
-      on_written_(std::move(on_written)),
+      on_changed_(std::move(on_changed)),
       events_(executor),
       settled_(executor) {
   const int fd = ::inotify_init1(IN_CLOEXEC | IN_NONBLOCK);
@@ -31,7 +42,23 @@ StatusFiles::StatusFiles(const boost::asio::any_io_executor& executor, std::stri
 
 void StatusFiles::watch() {
   // A whole file takes the place of the old one (virFileRewrite in libvirt's src/util/virfile.c).
-  if (events_.is_open()) ::inotify_add_watch(events_.native_handle(), directory_.c_str(), IN_MOVED_TO);
+  if (!events_.is_open() ||
+      ::inotify_add_watch(events_.native_handle(), directory_.c_str(), IN_MOVED_TO | IN_DELETE) < 0)
+    return;
+  std::error_code error;
+  for (std::filesystem::directory_iterator entry(directory_, error), end; !error && entry != end;
+       entry.increment(error)) {
+    const std::string name(domain_of(entry->path().filename().string()));
+    if (name.empty() || known_.contains(name)) continue;
+    if (auto now = content(name)) known_.emplace(name, std::move(*now));
+  }
+}
+
+std::optional<DomainXml> StatusFiles::content(const std::string& name) const {
+  const auto text = read_file(directory_ + "/" + name + ".xml");
+  auto parsed = text ? parse_domain_xml(*text) : core::fail(text.error());
+  if (!parsed) return std::nullopt;
+  return std::move(*parsed);
 }
 
 void StatusFiles::read() {
@@ -52,18 +79,29 @@ void StatusFiles::take(std::size_t size) {
     at += sizeof(event) + event.len;
     // What the kernel's queue could not hold, the next list finds.
     if (event.len == 0 || at > size) continue;
-    std::string_view file(name, ::strnlen(name, event.len));
-    constexpr std::string_view kSuffix = ".xml";
-    if (!file.ends_with(kSuffix)) continue;
-    file.remove_suffix(kSuffix.size());
-    written_.emplace(file);
+    if (const auto domain = domain_of({name, ::strnlen(name, event.len)}); !domain.empty())
+      written_.emplace(domain);
   }
   if (waiting || written_.empty()) return;
   // Counted from the first: however often it is written, it is told.
   settled_.expires_after(kSettle);
   settled_.async_wait([this](const boost::system::error_code& error) {
-    if (!error) on_written_(std::exchange(written_, {}));
+    if (!error) compare();
   });
+}
+
+void StatusFiles::compare() {
+  Names changed;
+  for (const std::string& name : std::exchange(written_, {})) {
+    auto now = content(name);
+    if (!now) {
+      known_.erase(name);
+    } else if (const auto at = known_.find(name); at == known_.end() || at->second != *now) {
+      known_.insert_or_assign(name, std::move(*now));
+      changed.insert(name);
+    }
+  }
+  if (!changed.empty()) on_changed_(std::move(changed));
 }
 
 }  // namespace kvmscope::virt

@@ -9,9 +9,13 @@
 #include <boost/asio/io_context.hpp>
 #include <boost/asio/steady_timer.hpp>
 #include <chrono>
+#include <filesystem>
+#include <iterator>
 #include <optional>
+#include <thread>
 
 #include "tests/host-virt/private_libvirtd.h"
+#include "tests/host-virt/stuck.h"
 
 namespace kvmscope::virt {
 namespace {
@@ -22,8 +26,11 @@ using std::chrono::steady_clock;
 
 const std::string kUuid = "6b766d73-0000-4000-8000-00000000000a";
 const std::string kUuid2 = "6b766d73-0000-4000-8000-00000000000b";
+const std::string kUuid3 = "6b766d73-0000-4000-8000-00000000000c";
 const std::string kName = "kvmscope-test-virt-a";
 const std::string kName2 = "kvmscope-test-virt-b";
+
+const std::string kName3 = "kvmscope-test-virt-c";
 
 std::string nova(const std::string& project) {
   return "<n:instance xmlns:n=\"http://openstack.org/xmlns/libvirt/nova/1.1\"><n:name>web</n:name><n:owner>"
@@ -105,6 +112,10 @@ std::vector<ino_t> disk_inodes(const core::Disk& disk) {
   return found;
 }
 
+std::ptrdiff_t count_threads() {
+  return std::distance(std::filesystem::directory_iterator("/proc/self/task"), {});
+}
+
 TEST_CASE("a domain is seen with its process, cgroups, disks and owner, changes, and goes") {
   const PrivateLibvirtd libvirtd;
   // libvirt holds a killed domain until init has reaped its QEMU, which some take seconds for.
@@ -182,7 +193,7 @@ TEST_CASE("a domain is seen with its process, cgroups, disks and owner, changes,
     CHECK(listener.last(kUuid2)->process.tgid == libvirtd.domain_pid(kName));
     CHECK(listener.last(kUuid2)->nova->project_id == "p2");
   }
-  for (const VmProblem& problem : listener.problems) FAIL_CHECK(problem.reason);
+  for (const VmProblem& problem : listener.problems) FAIL_CHECK(problem.reason + ": " + problem.detail);
 }
 
 TEST_CASE("a disk's images are known as soon as they are used") {
@@ -238,7 +249,7 @@ TEST_CASE("a disk's images are known as soon as they are used") {
   REQUIRE(libvirtd.virsh("reset " + kName));
   REQUIRE(listener.wait([&] { return listener.last(kUuid)->disks.size() == 1; }, 5s));
   becomes({top});
-  for (const VmProblem& problem : listener.problems) FAIL_CHECK(problem.reason);
+  for (const VmProblem& problem : listener.problems) FAIL_CHECK(problem.reason + ": " + problem.detail);
 }
 
 TEST_CASE("a domain that lives for a moment is seen, owner and all") {
@@ -327,6 +338,127 @@ TEST_CASE("a libvirtd that hangs holds up nothing, and is taken up when it goes 
     Listener next(libvirtd);
     REQUIRE(next.wait([&] { return next.last(kUuid) != nullptr; }));
   }
+}
+
+TEST_CASE("a disk whose file system hangs holds up its own domain only") {
+  const PrivateLibvirtd libvirtd;
+  Listener listener(libvirtd, 2s);
+  REQUIRE(listener.wait([&] { return !listener.lists.empty(); }));
+  const std::string mount = libvirtd.dir + "/nfs";
+  std::filesystem::create_directory(mount);
+  libvirtd.create(kName, kUuid, "", disk(libvirtd.image("nfs/a.img"), "vda"));
+  libvirtd.create(kName2, kUuid2, "", disk(libvirtd.image("nfs/b.img"), "vda"));
+  REQUIRE(listener.wait([&] { return listener.last(kUuid) != nullptr && listener.last(kUuid2) != nullptr; }));
+  const std::size_t lists = listener.lists.size();
+  const std::size_t seen = listener.seen.size();
+  {
+    const HungDirectory hung(mount);
+    listener.source->refresh();
+    // More than can be looked at at a time hang: they give way, long before the deadline.
+    libvirtd.create(kName3, kUuid3);
+    REQUIRE(listener.wait([&] { return listener.last(kUuid3) != nullptr; }, 1s));
+    // The list does not wait for them, either.
+    REQUIRE(listener.wait([&] { return listener.lists.size() > lists; }, 4s));
+    CHECK(listener.lists.back().size() >= 2);
+    REQUIRE(listener.problems.size() == 2);
+    for (const VmProblem& problem : listener.problems) {
+      CHECK(problem.reason == "the host does not answer for its process or its disks");
+      CHECK(problem.detail == "no answer within 2000 ms");
+    }
+    // They are not looked at again: threads that hang do not add up.
+    const auto threads = count_threads();
+    listener.source->refresh();
+    REQUIRE(listener.wait([&] { return listener.lists.size() > lists + 1; }, 2s));
+    CHECK(count_threads() <= threads);
+    CHECK(listener.seen.size() == seen + 1);
+  }
+  // Seen again, which takes the problem back.
+  REQUIRE(listener.wait([&] { return listener.seen.size() >= seen + 3; }));
+  listener.source->refresh();
+  REQUIRE(listener.wait([&] { return listener.last(kUuid)->disks[0].invisible_reason.empty(); }));
+  CHECK(listener.connections.size() == 1);
+  CHECK(listener.gone.empty());
+}
+
+TEST_CASE("a domain whose lock libvirt holds holds up neither the others nor the connection") {
+  const PrivateLibvirtd libvirtd;
+  Listener listener(libvirtd, 1s);
+  libvirtd.create(kName, kUuid);
+  libvirtd.create(kName2, kUuid2);
+  REQUIRE(listener.wait([&] { return listener.last(kUuid) != nullptr && listener.last(kUuid2) != nullptr; }));
+  REQUIRE(listener.wait([&] { return !listener.lists.empty(); }));
+  const core::ProcessKey first = listener.last(kUuid)->process;
+  const core::ProcessKey second = listener.last(kUuid2)->process;
+  const std::string up = listener.connections.back().detail;
+
+  // Until libvirt waits for its QEMU to end.
+  const auto destroy = [&](const std::string& name, const Unkillable& qemu) {
+    std::jthread virsh([&libvirtd, name] { libvirtd.virsh("destroy " + name); });
+    REQUIRE(listener.wait([&] { return qemu.was_told_to_end(); }));
+    return virsh;
+  };
+  // C goes on as if nothing were.
+  int tenant = 0;
+  const auto c_is_followed = [&] {
+    const std::string now = std::to_string(++tenant);
+    REQUIRE(libvirtd.virsh("metadata " + kName3 +
+                           " --live --uri https://kvmscope.dev/xmlns/vm/1.0 --key x --set '<vm tenant=\"" +
+                           now + "\"/>'"));
+    CHECK(listener.wait([&] { return listener.last(kUuid3)->own == core::OwnMetadata{now, ""}; }, 500ms));
+  };
+  std::jthread destroying_a, destroying_b;
+  Unkillable a(first.tgid), b(second.tgid);
+  destroying_a = destroy(kName, a);
+  listener.source->refresh();
+  REQUIRE(listener.wait([&] { return listener.connections.back().detail != up; }, 4s));
+  CHECK(listener.connections.back().connected);
+  CHECK(listener.connections.back().detail == up + "; waits for a locked domain with its list");
+
+  // Its beginning end alone is no reason to ask for A: with that question open libvirt could start no other.
+  CHECK(listener.problems.empty());
+  libvirtd.create(kName3, kUuid3);
+  REQUIRE(listener.wait([&] { return listener.last(kUuid3) != nullptr; }, 1s));
+
+  libvirtd.change_status(kName);
+  REQUIRE(listener.wait([&] { return !listener.problems.empty(); }, 4s));
+  CHECK(listener.problems[0].uuid.value == kUuid);
+  CHECK(listener.problems[0].reason == "libvirt does not answer for it");
+  CHECK(listener.connections.size() == 2);
+  c_is_followed();
+
+  SECTION("then it goes, and the list comes") {
+    a.end();
+    REQUIRE(listener.wait([&] { return listener.is_gone(first); }));
+    REQUIRE(listener.wait([&] { return listener.connections.back().detail == up; }));
+    CHECK(listener.connections.size() == 3);
+  }
+  SECTION("with too many of them the connection has no room left, and another is made") {
+    destroying_b = destroy(kName2, b);
+    libvirtd.change_status(kName2);
+    REQUIRE(listener.wait_connected(false));
+    CHECK(listener.connections.back().detail.ends_with("3 calls do not return"));
+    REQUIRE(listener.wait_connected(true));
+    c_is_followed();
+    CHECK(listener.gone.empty());
+    a.end();
+    b.end();
+    REQUIRE(listener.wait([&] { return listener.is_gone(first) && listener.is_gone(second); }));
+    CHECK(listener.gone.size() == 2);
+  }
+}
+
+TEST_CASE("a libvirtd that stops is noticed by a look, without a list") {
+  const PrivateLibvirtd libvirtd;
+  Listener listener(libvirtd, 1s);
+  libvirtd.create(kName, kUuid);
+  REQUIRE(listener.wait([&] { return listener.last(kUuid) != nullptr && !listener.lists.empty(); }));
+  libvirtd.signal(SIGSTOP);
+  libvirtd.change_status(kName);
+  const auto begin = steady_clock::now();
+  CHECK(listener.wait_connected(false));
+  CHECK(steady_clock::now() - begin < 1'800ms);
+  libvirtd.signal(SIGCONT);
+  REQUIRE(listener.wait_connected(true));
 }
 
 TEST_CASE("there is one source a process") {

@@ -108,5 +108,13 @@ TEST_CASE("members are read wherever a directory names them") {
   CHECK(member_pids(read_cgroup_tree(tree.path("a.scope"))) == std::vector<std::uint32_t>{10, 20, 30});
 }
 
+TEST_CASE("a VM's directory has its running id") {
+  CHECK(vm_directory_id(R"(/machine.slice/machine-qemu\x2d12\x2dweb.scope)") == 12);
+  CHECK(vm_directory_id("/machine/qemu-7-web-1.libvirt-qemu") == 7);
+  for (const char* name : {"", "/", "/qemu-", "/qemu-x-y.libvirt-qemu", "/qemu--1-y", "/qemu-7", "/qemu-7x",
+                           "/web.libvirt-qemu", "/qemu-99999999999-x", R"(/machine-lxc\x2d12\x2dweb.scope)"})
+    CHECK_FALSE(vm_directory_id(name));
+}
+
 }  // namespace
 }  // namespace kvmscope::virt

@@ -223,6 +223,15 @@ TEST_CASE("all images below and beside a disk's top one are named") {
   CHECK(parsed.more_images == std::vector<Paths>{{"/var/lib/nova/instances/_base/0123456789abcdef"}, {}, {}});
 }
 
+TEST_CASE("libvirt's own note of a running domain is the domain") {
+  const std::string inside = "<name>a</name><uuid>" + kUuid +
+                             "</uuid><devices><disk type='file'><source file='/top'>" +
+                             "<privateData><x/></privateData></source></disk></devices></domain>";
+  CHECK(parse_all("<!-- do not edit --><domstatus state='running' pid='7'><taint flag='x'/><domain id='3'>" +
+                  inside + "</domstatus>") == parse_all("<domain id='3'>" + inside));
+  CHECK(error_of("<domstatus/>") == "domain XML: the root element is <>, not <domain>");
+}
+
 TEST_CASE("a chain that does not end is cut off") {
   const auto level = [](int i) {
     return "<backingStore type='file'><source file='/" + std::to_string(i) + "'/>";
@@ -247,6 +256,26 @@ TEST_CASE("NICs: a tap only where the target is a host interface") {
   };
   for (const char* type : {"bridge", "network", "ethernet", "direct"}) CHECK(tap(type) == "if0");
   for (const char* type : {"hostdev", "vhostuser", "vdpa", "user"}) CHECK(tap(type).empty());
+}
+
+TEST_CASE("what its QEMU is, and whose") {
+  const auto user = [](const std::string& label) {
+    return parse_all(domain("<seclabel model='selinux'><label>1:2</label></seclabel><seclabel model='dac'>"
+                            "<label>" +
+                            label + "</label></seclabel>"))
+        .user;
+  };
+  CHECK(user("+64055:+108") == 64055);
+  CHECK(user("+0:+0") == 0);
+  CHECK(user("107:107") == 107);
+  CHECK_FALSE(user("qemu:qemu"));
+  CHECK_FALSE(user(""));
+  CHECK_FALSE(user("+"));
+  CHECK_FALSE(user("-1:0"));
+  CHECK_FALSE(user("99999999999:0"));
+  CHECK_FALSE(parse_all(domain("<seclabel type='none' model='dac'/>")).user);
+  CHECK(parse_all(domain("<devices><emulator> /usr/bin/q </emulator></devices>")).emulator == "/usr/bin/q");
+  CHECK(parse_all(sample("chain.xml")).user == 64055);
 }
 
 TEST_CASE("small things") {

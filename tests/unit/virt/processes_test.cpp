@@ -79,6 +79,7 @@ TEST_CASE("a QEMU is described") {
   CHECK(found->comm == "qemu-system-x86");
   CHECK(found->uuid == kUuid);
   CHECK(found->guest_name == "web");
+  CHECK(found->user == 64055);
   CHECK(found->cgroup_path == "/machine/qemu-1-web.libvirt-qemu/emulator");
   CHECK_FALSE(found->in_container);
   CHECK_FALSE(found->capability_probe);
@@ -115,10 +116,20 @@ TEST_CASE("processes are found by their executable") {
   CHECK(pids({}).empty());
 }
 
+DomainXml domain(const std::string& name = "a", const core::VmUuid& uuid = kUuid) {
+  DomainXml domain;
+  domain.facts.name = name;
+  domain.facts.uuid = uuid;
+  domain.facts.domain_id = 3;
+  domain.emulator = "/opt/emulators/emu-9";
+  domain.user = 64055;
+  return domain;
+}
+
 TEST_CASE("a domain's process is the one that carries its UUID") {
   const TempTree proc({process(qemu(40, 5, kUuid)), process(qemu(41, 6, kOther))});
   const TempTree run({file("a.pid", "40")});
-  const auto find = [&] { return find_domain_process(proc.root(), run.root(), "a", kUuid); };
+  const auto find = [&] { return find_domain_process({proc.root(), "", run.root()}, domain()); };
   CHECK(find() == core::ProcessKey{40, 5});
 
   SECTION("without a pid file") {
@@ -147,8 +158,74 @@ TEST_CASE("a domain's process is the one that carries its UUID") {
     CHECK(find().error().code() == core::ErrorCode::not_found);
   }
   SECTION("a name never leads out of the folder") {
-    const auto found = find_domain_process(proc.root(), run.root() + "/x", "../a", kOther);
+    const auto found = find_domain_process({proc.root(), "", run.root() + "/x"}, domain("../a", kOther));
     CHECK(found == core::ProcessKey{41, 6});
+  }
+}
+
+TEST_CASE("a process that only says to be the domain's is not") {
+  const std::string scope = R"(/machine.slice/machine-qemu\x2d3\x2da.scope)";
+  const std::string other_scope = R"(/machine.slice/machine-qemu\x2d4\x2db.scope)";
+  const TempTree cgroups({dir(
+      "machine.slice", {dir(R"(machine-qemu\x2d3\x2da.scope)"), dir(R"(machine-qemu\x2d4\x2db.scope)")})});
+  const TempTree run;
+  FakeProcess real = qemu(40, 5, kUuid);
+  FakeProcess forged = qemu(41, 6, kUuid);
+  DomainXml wanted = domain();
+  /// With the real one, then alone.
+  struct Found {
+    core::Result<core::ProcessKey> among, alone;
+  };
+  const auto find = [&](const std::string& cgroup_root) -> Found {
+    const TempTree both({process(real), process(forged)});
+    const TempTree one({process(forged)});
+    return {find_domain_process({both.root(), cgroup_root, run.root()}, wanted),
+            find_domain_process({one.root(), cgroup_root, run.root()}, wanted)};
+  };
+  const core::ProcessKey right{40, 5};
+
+  SECTION("a user's process, of whatever name") {
+    forged.user = 1000;
+    CHECK(find("").among == right);
+    CHECK(find("").alone.error().code() == core::ErrorCode::not_found);
+    const TempTree proc({process(forged)});
+    run.add(file("a.pid", "41"));  // left over, and the number is in use again
+    CHECK_FALSE(find_domain_process({proc.root(), "", run.root()}, wanted));
+  }
+  SECTION("no QEMU at all: somebody looks for one") {
+    forged.executable = "/usr/bin/grep";
+    CHECK(find("").among == right);
+    CHECK(find("").alone.error().code() == core::ErrorCode::not_found);
+  }
+  SECTION("the emulator that the domain names may have any name") {
+    forged.executable = "/opt/emulators/emu-9 (deleted)";
+    CHECK(find("").alone == core::ProcessKey{41, 6});
+    CHECK(find("").among.error().code() == core::ErrorCode::invalid_argument);
+  }
+  SECTION("libvirt does not say which user: the cgroup decides") {
+    wanted.user.reset();
+    forged.user = 1000;
+    CHECK(find(cgroups.root()).among.error().code() == core::ErrorCode::invalid_argument);
+    real.cgroup = scope + "/libvirt/emulator";
+    CHECK(find(cgroups.root()).among == right);
+    CHECK(find("").among.error().code() == core::ErrorCode::invalid_argument);
+  }
+  SECTION("another VM's QEMU, taken over by its guest") {
+    forged.cgroup = other_scope + "/libvirt/emulator";
+    CHECK(find(cgroups.root()).among == right);
+    CHECK(find(cgroups.root()).alone.error().code() == core::ErrorCode::not_found);
+  }
+  SECTION("a directory of that name that is not there, or a user's, proves nothing") {
+    real.cgroup = "/custom" + scope;
+    forged.cgroup = "/user.slice" + scope;
+    CHECK(find(cgroups.root()).among.error().code() == core::ErrorCode::invalid_argument);
+    cgroups.add(dir("custom", {dir("machine.slice", {dir(R"(machine-qemu\x2d3\x2da.scope)")})}));
+    CHECK(find(cgroups.root()).among == right);
+    if (::geteuid() == 0) {
+      cgroups.add(dir("user.slice", {dir("machine.slice", {dir(R"(machine-qemu\x2d3\x2da.scope)")})}));
+      REQUIRE(::chown(cgroups.path(("user.slice" + scope)).c_str(), 1000, 1000) == 0);
+      CHECK(find(cgroups.root()).among == right);
+    }
   }
 }
 

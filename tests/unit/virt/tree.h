@@ -77,20 +77,22 @@ struct FakeProcess {
   std::string comm = "qemu-system-x86";
   char state = 'S';
   std::string pid_in_namespace;
+  unsigned user = 64055;
 };
 
 inline Entry process(const FakeProcess& given) {
   std::string cmdline;
   for (const std::string& argument : given.arguments) cmdline += argument + '\0';
   const std::string pid = std::to_string(given.pid);
-  return dir(pid, {file("stat", pid + " (" + given.comm + ") " + given.state +
-                                    " 1 2 3 0 -1 4194560 5 6 7 8 9 10 11 12 20 0 4 0 " +
-                                    std::to_string(given.start) + " 1597489152 11389 0\n"),
-                   file("status", "Name:\tx\nTgid:\t" + pid + "\nPid:\t" + pid + "\nNSpid:\t" + pid +
-                                      given.pid_in_namespace + "\n"),
-                   file("comm", given.comm + "\n"), file("cmdline", cmdline),
-                   file("cgroup", "9:name=systemd:/other\n0::" + given.cgroup + "\n"),
-                   link("exe", given.executable)});
+  return dir(
+      pid,
+      {file("stat", pid + " (" + given.comm + ") " + given.state +
+                        " 1 2 3 0 -1 4194560 5 6 7 8 9 10 11 12 20 0 4 0 " + std::to_string(given.start) +
+                        " 1597489152 11389 0\n"),
+       file("status", "Name:\tx\nTgid:\t" + pid + "\nPid:\t" + pid + "\nNSpid:\t" + pid +
+                          given.pid_in_namespace + "\nUid:\t" + std::to_string(given.user) + "\t0\t0\t0\n"),
+       file("comm", given.comm + "\n"), file("cmdline", cmdline),
+       file("cgroup", "9:name=systemd:/other\n0::" + given.cgroup + "\n"), link("exe", given.executable)});
 }
 
 }  // namespace kvmscope::virt
