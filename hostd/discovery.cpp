@@ -128,8 +128,8 @@ void Discovery::watch(virt::CallPool::CallId id) {
   // Tens of thousands of processes are listed in seconds.
   timer_.expires_after(running_->subject == kList ? 10 * deadline_ : deadline_);
   timer_.async_wait([this, id](const boost::system::error_code& error) {
-    // Cancelled, destroyed, answered meanwhile; or the answer is on its way.
-    if (error || !running_ || id != last_id_ || !pool_.abandon(id)) return;
+    if (error || !running_ || id != last_id_) return;  // cancelled, destroyed, answered meanwhile
+    if (!pool_.abandon(id)) return watch(id);          // its answer is on its way, or it has not begun
     const Job job = std::move(*running_);
     running_.reset();
     given_up_.emplace(id, job.subject);

@@ -19,6 +19,9 @@ namespace {
 using namespace std::chrono_literals;
 using Clock = std::chrono::steady_clock;
 
+/// A busy machine must not make a process look stuck.
+constexpr auto kDeadline = 500ms;
+
 const std::string kUuid = "6b766d73-0000-4000-8000-00000000000a";
 
 virt::Entry qemu(unsigned pid, std::vector<std::string> more = {}) {
@@ -53,11 +56,12 @@ class Proc {
 template <typename Done>
 bool turn(boost::asio::io_context& io, Done done) {
   const auto end = Clock::now() + 10s;
-  while (!done() && Clock::now() < end) {
+  while (Clock::now() < end) {
+    if (done()) return true;
     io.restart();
     io.run_for(10ms);
   }
-  return done();
+  return false;
 }
 
 TEST_CASE("a process that cannot be looked at holds up neither the others nor the end") {
@@ -70,7 +74,7 @@ TEST_CASE("a process that cannot be looked at holds up neither the others nor th
     });
   };
   {
-    Discovery discovery(io.get_executor(), proc.root(), {"qemu-system-*"}, 100ms);
+    Discovery discovery(io.get_executor(), proc.root(), {"qemu-system-*"}, kDeadline);
     describe(discovery, 1);
     describe(discovery, 2);
     discovery.after([&] { said.emplace_back("after 2"); });
@@ -83,7 +87,7 @@ TEST_CASE("a process that cannot be looked at holds up neither the others nor th
     describe(discovery, 2);
     const auto began = Clock::now();
     REQUIRE(turn(io, [&] { return said.size() == 5; }));
-    CHECK(Clock::now() - began < 90ms);
+    CHECK(Clock::now() - began < kDeadline);
     CHECK(said.back() == "2 is unknown");
   }
   CHECK(proc.release());  // it was still held up, and the destructor did not wait for it
@@ -92,7 +96,7 @@ TEST_CASE("a process that cannot be looked at holds up neither the others nor th
 TEST_CASE("a scan tells of every process but those that are known, and of what is gone") {
   const Proc proc;
   boost::asio::io_context io;
-  Discovery discovery(io.get_executor(), proc.root(), {"qemu-system-*"}, 100ms);
+  Discovery discovery(io.get_executor(), proc.root(), {"qemu-system-*"}, kDeadline);
   std::optional<Discovery::Found> found;
   bool later = false;
   discovery.scan({{3, 7}, {5, 7}, {1, 6}}, [&](Discovery::Found result) {
@@ -116,7 +120,7 @@ TEST_CASE("a scan tells of every process but those that are known, and of what i
 TEST_CASE("a look that comes back late is looked at anew") {
   const Proc proc;
   boost::asio::io_context io;
-  Discovery discovery(io.get_executor(), proc.root(), {"qemu-system-*"}, 100ms);
+  Discovery discovery(io.get_executor(), proc.root(), {"qemu-system-*"}, kDeadline);
   int unknown = 0;
   const auto describe = [&] {
     discovery.describe({2, 7}, [&](const auto& hint) { unknown += hint ? 0 : 1; });
