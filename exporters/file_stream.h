@@ -1,9 +1,9 @@
 // SPDX-License-Identifier: Apache-2.0
 #pragma once
 
-#include <thread>
-
+#include "exporters/line_file.h"
 #include "exporters/queued_stream.h"
+#include "exporters/worker.h"
 
 namespace kvmscope::exporters {
 
@@ -11,15 +11,14 @@ namespace kvmscope::exporters {
 /// nothing else; a failed write is retried like any other attempt.
 class FileStream final : public QueuedStream {
  public:
-  FileStream(boost::asio::any_io_executor executor, core::TenantId tenant, StreamConfig config);
-  ~FileStream() override;
+  FileStream(boost::asio::any_io_executor executor, core::TenantId tenant, StreamConfig config,
+             std::shared_ptr<QueueBudget> budget);
 
  private:
-  struct Writer;
-  void start(Signal signal, const Bytes& request) override;
+  core::Result<void> start(Signal signal, const Bytes& request) override;
 
-  std::shared_ptr<Writer> writer_;
-  std::thread thread_;
+  std::shared_ptr<LineFile> file_;  ///< the worker's own
+  Worker worker_;                   ///< after the file: ends before it is let go of
 };
 
 }  // namespace kvmscope::exporters

@@ -19,6 +19,8 @@ namespace {
 constexpr int kMaxResponseBytes = 64 << 10;
 constexpr int kKeepaliveTimeMs = 300'000;  ///< what servers allow by default
 constexpr int kKeepaliveTimeoutMs = 20'000;
+/// How long an attempt waits for the credential files: a small part of a clean stop.
+constexpr std::chrono::milliseconds kReadPatience{1'000};
 
 const char* method(Signal signal) {
   return signal == Signal::metrics ? "/opentelemetry.proto.collector.metrics.v1.MetricsService/Export"
@@ -84,12 +86,29 @@ struct GrpcStream::Call {
   }
 };
 
-GrpcStream::GrpcStream(boost::asio::any_io_executor executor, core::TenantId tenant, StreamConfig config)
-    : QueuedStream(std::move(executor), std::move(tenant), std::move(config)),
-      ca_(this->config().ca_file, CredentialFile::Kind::certificate),
-      cert_(this->config().cert_file, CredentialFile::Kind::certificate),
-      key_(this->config().key_file, CredentialFile::Kind::private_key),
-      token_(this->config().token_file, CredentialFile::Kind::token) {}
+/// What the reader has found; the same order as credentials_.
+struct GrpcStream::Reading {
+  Reading() = default;
+  Reading(const Reading&) = delete;
+  Reading& operator=(const Reading&) = delete;
+  ~Reading() {
+    for (auto& content : contents) {
+      if (content) wipe(*content);
+    }
+  }
+  std::vector<core::Result<std::string>> contents;
+};
+
+GrpcStream::GrpcStream(boost::asio::any_io_executor executor, core::TenantId tenant, StreamConfig config,
+                       std::shared_ptr<QueueBudget> budget, ReadCredential read)
+    : QueuedStream(executor, std::move(tenant), std::move(config), std::move(budget)),
+      ca_(this->config().ca_file, CredentialKind::certificate),
+      cert_(this->config().cert_file, CredentialKind::certificate),
+      key_(this->config().key_file, CredentialKind::private_key),
+      token_(this->config().token_file, CredentialKind::token),
+      read_(std::move(read)),
+      reader_("kvmscope-creds", std::chrono::milliseconds(0)),
+      read_timer_(executor) {}
 
 GrpcStream::~GrpcStream() {
   for (const auto& call : calls_) {
@@ -97,31 +116,62 @@ GrpcStream::~GrpcStream() {
   }
 }
 
-void GrpcStream::refresh(CredentialFile& file, bool thorough, bool channel_depends) {
-  if (!file.configured()) return;
-  const auto changed =
-      file.refresh(thorough ? CredentialFile::Look::always : CredentialFile::Look::if_changed);
-  if (!changed) {
-    if (credential_error_.empty()) credential_error_ = changed.error().message();
-    return;
+void GrpcStream::look_at_credentials(std::function<void()> looked) {
+  if (std::ranges::none_of(credentials_, &Credential::configured)) return looked();
+  looks_.push_back(std::move(looked));
+  if (overdue_) return answer_looks();
+  if (reading_) return;
+
+  std::vector<std::pair<std::string, CredentialKind>> files;
+  for (const Credential* credential : credentials_)
+    files.emplace_back(credential->path(), credential->kind());
+  const auto started = reader_.run([this, box = mailbox(), read = read_, files = std::move(files)] {
+    auto reading = std::make_shared<Reading>();
+    for (const auto& [path, kind] : files) {
+      reading->contents.push_back(path.empty() ? core::Result<std::string>() : read(path, kind));
+    }
+    box->post([this, reading] { credentials_read(*reading); });
+  });
+  if (!started) {
+    credential_error_ = started.error().wrap("read the credential files").message();
+    return answer_looks();
   }
-  if (!*changed) return;
-  ++version_;
-  if (channel_depends) channel_.reset();
+  reading_ = true;
+  read_timer_.expires_after(kReadPatience);
+  read_timer_.async_wait([this, box = mailbox()](const boost::system::error_code& error) {
+    if (error || box->closed() || !reading_ || read_timer_.expiry() > std::chrono::steady_clock::now())
+      return;
+    overdue_ = true;
+    credential_error_ = "the credential files cannot be read: their file system does not answer";
+    answer_looks();
+  });
 }
 
-std::uint64_t GrpcStream::credentials_version(bool thorough) {
+void GrpcStream::credentials_read(Reading& reading) {
+  reading_ = false;
+  overdue_ = false;
+  read_timer_.cancel();
   credential_error_.clear();
-  refresh(ca_, thorough, true);
-  refresh(cert_, thorough, true);
-  refresh(key_, thorough, true);
-  refresh(token_, thorough, false);
-  return version_;
+  for (std::size_t i = 0; i < credentials_.size(); ++i) {
+    auto& content = reading.contents[i];
+    if (!content) {  // what was read before stays in force
+      if (credential_error_.empty()) credential_error_ = content.error().message();
+      continue;
+    }
+    if (!credentials_[i]->replace(*content)) continue;
+    ++version_;
+    if (credentials_[i] != &token_) channel_.reset();
+  }
+  answer_looks();
+}
+
+void GrpcStream::answer_looks() {
+  for (const auto& looked : std::exchange(looks_, {})) looked();
 }
 
 core::Result<void> GrpcStream::prepare() {
-  for (const CredentialFile* file : {&ca_, &cert_, &key_, &token_}) {
-    if (file->configured() && file->content().empty()) {
+  for (const Credential* credential : credentials_) {
+    if (credential->configured() && credential->content().empty()) {
       return core::fail(core::ErrorCode::permission_denied, credential_error_);
     }
   }
@@ -153,7 +203,7 @@ std::shared_ptr<grpc::Channel> GrpcStream::make_channel() const {
   return grpc::CreateCustomChannel("dns:///" + to.endpoint, credentials, arguments);
 }
 
-void GrpcStream::start(Signal signal, const Bytes& request) {
+core::Result<void> GrpcStream::start(Signal signal, const Bytes& request) {
   auto call = std::make_shared<Call>();
   call->channel = channel_;
   call->request = view(request);
@@ -174,6 +224,7 @@ void GrpcStream::start(Signal signal, const Bytes& request) {
     });
   };
   call->launch(call, signal);
+  return {};
 }
 
 void GrpcStream::ended(Signal signal, const std::shared_ptr<Call>& call, Attempt attempt, bool timed_out) {

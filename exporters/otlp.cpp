@@ -235,10 +235,10 @@ EncodedScope encode_logs(std::span<const core::LogRecord> records) {
   return serialised(scope);
 }
 
-void Batch::add(const core::Resource& resource, const EncodedScope& scope, std::size_t items) {
+void Batch::add(const core::Resource& resource, const EncodedScope& scope, std::size_t items, Values values) {
   auto& message = *google::protobuf::Arena::CreateMessage<resource_pb::Resource>(&fresh_arena());
   add_attributes(*message.mutable_attributes(), resource.attributes);
-  resources_.push_back({message.SerializeAsString(), scope, items});
+  resources_.push_back({message.SerializeAsString(), scope, items, values});
 }
 
 std::size_t Batch::items() const {
@@ -251,6 +251,16 @@ std::size_t Batch::size_bytes() const {
                          [](std::size_t sum, const Entry& entry) {
                            return sum + field_size(resource_size(entry.resource, *entry.scope));
                          });
+}
+
+std::size_t Batch::finals() const {
+  return static_cast<std::size_t>(std::ranges::count(resources_, Values::last, &Entry::values));
+}
+
+std::size_t Batch::drop_repeated() {
+  const std::size_t before = items();
+  std::erase_if(resources_, [](const Entry& entry) { return entry.values == Values::repeated; });
+  return before - items();
 }
 
 std::vector<Batch::Request> Batch::requests(std::size_t max_bytes) const {

@@ -25,6 +25,12 @@ EncodedScope encode_metrics(std::span<const core::Point> points);
 /// Records -> ScopeLogs bytes. Pure.
 EncodedScope encode_logs(std::span<const core::LogRecord> records);
 
+/// Whether the next interval's batch says the same again, only newer.
+enum class Values : std::uint8_t {
+  repeated,  ///< a running VM's cumulative values
+  last,      ///< an ended VM's: no other batch has them
+};
+
 /// The requests of one interval for one stream: ResourceMetrics (ResourceLogs) ready to be concatenated.
 /// Carries the tenant it was made for: a stream refuses another's.
 class Batch {
@@ -32,13 +38,19 @@ class Batch {
   Batch(core::TenantId tenant, Signal signal) : tenant_(std::move(tenant)), signal_(signal) {}
 
   /// Adds one resource with its scope. `items` is the number of points (records) inside.
-  void add(const core::Resource& resource, const EncodedScope& scope, std::size_t items);
+  void add(const core::Resource& resource, const EncodedScope& scope, std::size_t items,
+           Values values = Values::repeated);
 
   const core::TenantId& tenant() const { return tenant_; }
   Signal signal() const { return signal_; }
   bool empty() const { return resources_.empty(); }
   std::size_t items() const;
   std::size_t size_bytes() const;
+  /// Resources with last values.
+  std::size_t finals() const;
+  bool has_repeated() const { return finals() < resources_.size(); }
+  /// Leaves only the last values; returns how many points went.
+  std::size_t drop_repeated();
 
   /// One serialised Export*ServiceRequest, or several where one would exceed max_bytes (a single resource is
   /// never cut). Pure.
@@ -53,6 +65,7 @@ class Batch {
     std::string resource;
     EncodedScope scope;
     std::size_t items;
+    Values values;
   };
   core::TenantId tenant_;
   Signal signal_;

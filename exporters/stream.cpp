@@ -8,12 +8,15 @@
 namespace kvmscope::exporters {
 
 core::Result<std::unique_ptr<Stream>> Stream::make(boost::asio::any_io_executor executor,
-                                                   core::TenantId tenant, StreamConfig config) {
+                                                   core::TenantId tenant, StreamConfig config,
+                                                   std::shared_ptr<QueueBudget> budget) {
   if (auto good = check(config); !good) return core::fail(good.error());
   if (config.kind == StreamConfig::Kind::file) {
-    return std::make_unique<FileStream>(std::move(executor), std::move(tenant), std::move(config));
+    return std::make_unique<FileStream>(std::move(executor), std::move(tenant), std::move(config),
+                                        std::move(budget));
   }
-  return std::make_unique<GrpcStream>(std::move(executor), std::move(tenant), std::move(config));
+  return std::make_unique<GrpcStream>(std::move(executor), std::move(tenant), std::move(config),
+                                      std::move(budget));
 }
 
 }  // namespace kvmscope::exporters

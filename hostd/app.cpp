@@ -129,6 +129,7 @@ struct App::Impl {
 
   void export_interval();
   SelfReading read_self();
+  void log_health();
   void stop(int signal);
 
   Config config;
@@ -168,6 +169,19 @@ void report(const std::string& what, const core::Error& error) {
   log_event(LogLevel::warn, what, {{"error", error.message()}});
 }
 
+/// Superseded states are history; the newest one and last values are what a bill misses.
+void log_undelivered(const StreamSet::Undelivered& stream) {
+  const bool missed = stream.what.newest || stream.what.finals > 0;
+  log_event(missed ? LogLevel::error : LogLevel::warn, "stopped with undelivered data",
+            {{"tenant", stream.tenant == kOperator ? std::string("(operator)") : stream.tenant.value},
+             {"newest_state", stream.what.newest},
+             {"ended_vms", stream.what.finals},
+             {"batches", stream.what.batches},
+             {"points", stream.what.points},
+             {"records", stream.what.records},
+             {"error", stream.last_error}});
+}
+
 }  // namespace
 
 App::Impl::Impl(Config loaded, std::shared_ptr<boost::asio::io_context> loop,
@@ -177,7 +191,7 @@ App::Impl::Impl(Config loaded, std::shared_ptr<boost::asio::io_context> loop,
       inbox(std::move(tracer_inbox)),
       tracer(std::move(opened)),
       registry(registry_config(config)),
-      streams(io->get_executor(), config, report),
+      streams(io->get_executor(), config, clock, report),
       keeper(*tracer, registry, clock, report),
       cycle(config, read_line(kBootId), registry, keeper, streams, top, clock),
       discovery(io->get_executor(), "/proc", config.bpf.qemu_names),
@@ -271,6 +285,17 @@ void App::Impl::duty_cycle() {
   });
 }
 
+void App::Impl::log_health() {
+  for (const StreamSet::Health& change : streams.changes_of_health()) {
+    const std::string tenant = change.tenant == kOperator ? "(operator)" : change.tenant.value;
+    if (change.healthy) {
+      log_event(LogLevel::info, "stream works again", {{"tenant", tenant}});
+    } else {
+      log_event(LogLevel::warn, "stream fails", {{"tenant", tenant}, {"error", change.error}});
+    }
+  }
+}
+
 SelfReading App::Impl::read_self() {
   SelfReading self;
   self.programs = tracer->programs();
@@ -281,6 +306,7 @@ SelfReading App::Impl::read_self() {
     self.rings.push_back({tenant.value, tracer->ring_drops(index)});
     live.emplace(tenant, index);
   }
+  log_health();
   streams.retire_except(live);
   self.registry = registry.stats();
   for (const auto& [tenant, entry] : streams.entries()) {
@@ -367,7 +393,10 @@ void App::Impl::stop(int signal) {
   libvirt.reset();
   keeper.close_naming();
   export_interval();
-  streams.flush(kFlushDeadline, [this] { io->stop(); });
+  streams.flush(kFlushDeadline, [this](const std::vector<StreamSet::Undelivered>& undelivered) {
+    for (const StreamSet::Undelivered& stream : undelivered) log_undelivered(stream);
+    io->stop();
+  });
 }
 
 core::Result<std::unique_ptr<App>> App::start(Config config) {

@@ -125,8 +125,8 @@ ExportCycle::Outgoing& ExportCycle::tenant_outgoing(const core::TenantId& tenant
 }
 
 void ExportCycle::add_to(Outgoing& outgoing, const core::Resource& resource,
-                         const exporters::EncodedScope& scope) {
-  outgoing.batch.add(resource, scope, points_.size());
+                         const exporters::EncodedScope& scope, exporters::Values values) {
+  outgoing.batch.add(resource, scope, points_.size(), values);
 }
 
 void ExportCycle::add_epoch(const tenancy::Epoch& epoch, Interval& interval) {
@@ -169,7 +169,8 @@ void ExportCycle::end_former(const tenancy::Epoch& epoch, const EpochData& data,
   points_.clear();
   reading_.end_points(epoch.start_unix_ns, std::max(interval.unix_ns, epoch.start_unix_ns), points_);
   if (points_.empty()) return;
-  add_to(interval.operators, former.mapped().resource, exporters::encode_metrics(points_));
+  add_to(interval.operators, former.mapped().resource, exporters::encode_metrics(points_),
+         exporters::Values::last);
 }
 
 ExportCycle::Closed& ExportCycle::closed_state(const tenancy::Epoch& epoch, std::uint64_t unix_ns) {
@@ -203,7 +204,7 @@ void ExportCycle::add_closed(const tenancy::Epoch& epoch, Closed& closed, Interv
     Outgoing& outgoing = closed.refusals > 0 ? interval.refused.try_emplace(reader, reader).first->second
                          : operators         ? interval.operators
                                              : tenant_outgoing(reader, interval);
-    add_to(outgoing, vm_resource(epoch, operators), scope);
+    add_to(outgoing, vm_resource(epoch, operators), scope, exporters::Values::last);
     if (!ended) outgoing.finals.push_back(epoch.serial);
   }
 }

@@ -84,7 +84,8 @@ class ExportCycle {
   void add_closed(const tenancy::Epoch& epoch, Closed& closed, Interval& interval);
   void end_former(const tenancy::Epoch& epoch, const EpochData& data, Interval& interval);
   Closed& closed_state(const tenancy::Epoch& epoch, std::uint64_t unix_ns);
-  void add_to(Outgoing& outgoing, const core::Resource& resource, const exporters::EncodedScope& scope);
+  void add_to(Outgoing& outgoing, const core::Resource& resource, const exporters::EncodedScope& scope,
+              exporters::Values values = exporters::Values::repeated);
   Outgoing& tenant_outgoing(const core::TenantId& tenant, Interval& interval);
   void submit(Outgoing outgoing);
   void delivered(const std::vector<std::uint64_t>& finals, bool operators,

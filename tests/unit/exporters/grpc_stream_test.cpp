@@ -6,6 +6,7 @@
 
 #include <map>
 
+#include "exporters/grpc_stream.h"
 #include "exporters/proto/rpc_status.pb.h"
 #include "tests/support/catch.h"
 #include "tests/unit/exporters/receiver.h"
@@ -139,7 +140,7 @@ TEST_CASE("every status code is retried or not as OTLP says") {
     REQUIRE(f.wait_done(1));
     const StreamStats stats = f.stream->stats();
     const bool retried = what == What::retried;
-    REQUIRE(f.done[0].second == (retried ? Outcome::acknowledged : Outcome::dropped));
+    REQUIRE(f.done[0].second == (retried ? Outcome::acknowledged : Outcome::refused));
     REQUIRE(receiver.seen().size() - before == (retried ? 2 : 1));
     REQUIRE(stats.failed_requests == 1);
     REQUIRE(stats.retried_requests == (retried ? 1 : 0));
@@ -299,10 +300,9 @@ TEST_CASE("a stream whose credential is missing or bad waits for it, and says wh
     config.token_file = dir.file("token");
     Fixture f(config);
     f.submit("a");
-    run_for(f.io, 50ms);
+    REQUIRE(run_until(f.io, [&] { return f.stream->stats().waiting_for_credentials; }));
     const StreamStats stats = f.stream->stats();
     INFO(stats.last_error);
-    REQUIRE(stats.waiting_for_credentials);
     REQUIRE_FALSE(stats.healthy);
     REQUIRE(stats.auth_failures == 0);
     REQUIRE(stats.last_error.find(row.error) != std::string::npos);
@@ -322,14 +322,86 @@ TEST_CASE("a corrected mode is enough, and a file broken later leaves the token 
   REQUIRE(::chmod(config.token_file.c_str(), 0644) == 0);
   Fixture f(config);
   f.submit("a");
-  run_for(f.io, 50ms);
-  REQUIRE(f.stream->stats().waiting_for_credentials);
+  REQUIRE(run_until(f.io, [&] { return f.stream->stats().waiting_for_credentials; }));
   REQUIRE(::chmod(config.token_file.c_str(), 0640) == 0);
   REQUIRE(f.wait_done(1));
   dir.write("token", "");
   f.submit("b");
   REQUIRE(f.wait_done(2));
   REQUIRE(f.done[1].second == Outcome::acknowledged);
+}
+
+/// Reads like the real one, but hangs while it is told to: what a dead mount does.
+struct HangingFiles {
+  GrpcStream::ReadCredential reader() {
+    return [this](const std::string& path, CredentialKind kind) {
+      while (hang) ::usleep(1000);
+      auto content = read_credential(path, kind);
+      ++reads;
+      return content;
+    };
+  }
+  std::atomic<bool> hang = false;
+  std::atomic<int> reads = 0;
+};
+
+TEST_CASE("a hanging mount of credentials delays no call, and the stream says why it waits") {
+  const TempDir dir;
+  Receiver receiver;
+  receiver.behave(demand("good-token"));
+  StreamConfig config = plain(receiver);
+  config.token_file = dir.write("token", "good-token");
+  HangingFiles files;
+  files.hang = true;
+  boost::asio::io_context io;
+  GrpcStream stream(io.get_executor(), core::TenantId{"blue"}, config, nullptr, files.reader());
+  int done = 0;
+  const auto count = [&done](Outcome outcome) { done += outcome == Outcome::acknowledged ? 1 : 100; };
+  const auto begin = std::chrono::steady_clock::now();
+  for (int i = 0; i < 10; ++i) stream.submit(batch("blue", "a"), count);
+  stream.submit(batch("blue", "log", Signal::logs), count);
+  REQUIRE(std::chrono::steady_clock::now() - begin < 500ms);
+  REQUIRE(run_until(io, [&] { return stream.stats().waiting_for_credentials; }));
+  REQUIRE(stream.stats().last_error.find("does not answer") != std::string::npos);
+  REQUIRE(receiver.seen().empty());
+  files.hang = false;
+  REQUIRE(run_until(io, [&] { return done == 11; }));
+  REQUIRE(stream.stats().healthy);
+
+  files.hang = true;  // what was read before does in the meantime
+  stream.submit(batch("blue", "b"), count);
+  REQUIRE(run_until(io, [&] { return done == 12; }));
+  const int reads = files.reads;
+  stream.submit(batch("blue", "c"), count);
+  REQUIRE(run_until(io, [&] { return done == 13; }));
+  REQUIRE(files.reads == reads);
+  dir.write("token", "new-token");
+  receiver.behave(demand("new-token"));
+  files.hang = false;
+  REQUIRE(run_until(io, [&] { return files.reads > reads; }));
+  stream.submit(batch("blue", "d"), count);
+  REQUIRE(run_until(io, [&] { return done == 14; }));
+}
+
+TEST_CASE("a stream is destroyed at once while its credentials' mount hangs") {
+  const TempDir dir;
+  Receiver receiver;
+  StreamConfig config = plain(receiver);
+  config.token_file = dir.write("token", "good-token");
+  HangingFiles files;
+  files.hang = true;
+  {
+    boost::asio::io_context io;
+    GrpcStream stream(io.get_executor(), core::TenantId{"blue"}, config, nullptr, files.reader());
+    stream.submit(batch("blue", "a"), nullptr);
+    run_for(io, 20ms);
+    const auto begin = std::chrono::steady_clock::now();
+    stream.flush(50ms, [](const Undelivered&) {});
+    run_for(io, 100ms);
+    REQUIRE(std::chrono::steady_clock::now() - begin < 1s);
+  }
+  files.hang = false;
+  while (files.reads == 0) ::usleep(1000);
 }
 
 TEST_CASE("a receiver that hangs is given up after the timeout, and the data kept") {
@@ -503,13 +575,13 @@ TEST_CASE("flush tries at once what waits, and ends when all is sent or time is 
   config.backoff_max = 60s;
   Fixture f(config);
   int idle = 0;
-  f.stream->flush(10s, [&] { ++idle; });
+  f.stream->flush(10s, [&](const Undelivered& what) { idle += what == Undelivered() ? 1 : 100; });
   REQUIRE(idle == 0);
   REQUIRE(run_until(f.io, [&] { return idle == 1; }));  // nothing is queued
   f.submit("a");
   REQUIRE(run_until(f.io, [&] { return f.stream->stats().failed_requests == 1; }));
   std::size_t done_before = 99;
-  f.stream->flush(10s, [&] {
+  f.stream->flush(10s, [&](const Undelivered&) {
     done_before = f.done.size();
     ++idle;
   });
@@ -519,7 +591,7 @@ TEST_CASE("flush tries at once what waits, and ends when all is sent or time is 
   receiver.behave([](const Seen&) { return Receiver::Answer{{}, 0, {}, 60s}; });
   f.submit("b");
   const auto begin = std::chrono::steady_clock::now();
-  f.stream->flush(200ms, [&] { ++idle; });
+  f.stream->flush(200ms, [&](const Undelivered& what) { idle += what.newest ? 1 : 100; });
   REQUIRE(run_until(f.io, [&] { return idle == 3; }));
   REQUIRE(std::chrono::steady_clock::now() - begin >= 200ms);
   REQUIRE(f.stream->stats().queued_batches == 1);
@@ -535,7 +607,7 @@ TEST_CASE("a stream is destroyed at once with calls in flight, and nobody is cal
     REQUIRE(made.has_value());
     (*made)->submit(batch("blue", "a"), [&](Outcome) { ++called; });
     (*made)->submit(batch("blue", "b", Signal::logs), [&](Outcome) { ++called; });
-    (*made)->flush(1ms, [&] { ++called; });
+    (*made)->flush(1ms, [&](const Undelivered&) { ++called; });
     if (round % 2 == 0) {  // else the call has not even begun
       const std::size_t seen = receiver.seen().size();
       REQUIRE(run_until(*io, [&] { return receiver.seen().size() >= seen + 1; }));
