@@ -106,6 +106,7 @@ struct LibvirtSource::Impl : std::enable_shared_from_this<Impl> {
   template <typename R>
   void call(InLibvirt in_libvirt, std::function<R()> blocking, std::function<void(R)> done,
             std::function<void()> on_deadline);
+  void expect_soon(CallPool::CallId id, Call& call);
   void on_slow(CallPool::CallId id);
   void on_late(CallPool::CallId id);
   bool waits_for_libvirt(const Call& call) const;
@@ -215,11 +216,7 @@ void LibvirtSource::Impl::call(InLibvirt in_libvirt, std::function<R()> blocking
              .on_deadline = std::move(on_deadline),
              .generation = generation,
              .in_libvirt = std::move(in_libvirt)};
-  asio::steady_timer& timer = calls.emplace(id, std::move(entry)).first->second.timer;
-  timer.expires_after(options.call_deadline / kSlowPart);
-  timer.async_wait([this, id](const boost::system::error_code& error) {
-    if (!error) on_slow(id);
-  });
+  expect_soon(id, calls.emplace(id, std::move(entry)).first->second);
   pool.submit(id, [weak = weak_from_this(), id, blocking = std::move(blocking), done = std::move(done)] {
     R result = blocking();
     const auto self = weak.lock();
@@ -234,9 +231,18 @@ void LibvirtSource::Impl::call(InLibvirt in_libvirt, std::function<R()> blocking
   });
 }
 
+void LibvirtSource::Impl::expect_soon(CallPool::CallId id, Call& call) {
+  call.timer.expires_after(options.call_deadline / kSlowPart);
+  call.timer.async_wait([this, id](const boost::system::error_code& error) {
+    if (!error) on_slow(id);
+  });
+}
+
 void LibvirtSource::Impl::on_slow(CallPool::CallId id) {
   const auto at = calls.find(id);
-  if (at == calls.end() || !pool.abandon(id)) return;  // the result is on its way
+  if (at == calls.end()) return;
+  // The result is on its way; or it has not begun, on a machine this busy, and may still become slow.
+  if (!pool.abandon(id)) return expect_soon(id, at->second);
   Call& slow = at->second;
   slow.age = Call::Age::slow;
   slow.timer.expires_after(options.call_deadline - options.call_deadline / kSlowPart);
