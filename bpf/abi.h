@@ -24,6 +24,7 @@ enum kv_limits {
   KV_COMM_BYTES = 16, /* TASK_COMM_LEN */
   KV_BUCKETS = 108,   /* of a histogram */
   KV_CHAIN = 256,     /* bios of one request that are looked at */
+  KV_SPLITS = 8,      /* steps from a bio to the one that it was split off from */
 };
 
 /* Kinds of series, an index into every header. bpf/catalogue.cpp gives them their names outside. */
@@ -59,8 +60,8 @@ enum kv_stat {
   KV_STAT_STORAGE_FAILED, /* identities that could not be kept with the task: resolved again each time */
   KV_STAT_NOT_A_DISK,     /* a VM process's own file reads (binary, libraries): counted nowhere else */
   KV_STAT_OTHER_DEVICE,   /* requests on a disk beyond KV_MAX_DISKS */
-  KV_STAT_STALE, /* requests whose completion was never seen: counted, without delays, when their tag is used
-                    again */
+  KV_STAT_STALE, /* requests (and bios merged into others') whose completion was never seen: counted, without
+                    delays, at the next reading or when their tag (their address) is used again */
   KV_STAT_FOREIGN_MERGED, /* bytes of others in a VM's merged request: not the VM's */
   KV_STAT_LONG_CHAIN,     /* merged requests of more than KV_CHAIN bios: the rest was not counted */
   KV_STAT_MAP_ERROR,      /* any other update of a map that failed */
@@ -104,11 +105,13 @@ KV_ASSERT(sizeof(struct kv_histogram) >= KV_KINDS * sizeof(struct kv_header));
 struct kv_slot_info {
   __u32 generation;
   __u32 tenant;
-  __u32 listed; /* bit dev: the daemon knows this disk by name; the others were numbered at first sight */
+  __u32 listed;  /* bit dev: the daemon knows this disk by name; the others were numbered at first sight */
+  __u32 files;   /* bit dev: seen as a file under direct I/O, which nothing but a disk's image is */
+  __u32 stacked; /* bit dev: seen as a device without requests; those below it are other numbers */
   __u32 pad;
   __u64 disk_keys[KV_MAX_DISKS]; /* index = dev; 0 = free; claimed by compare-and-swap from both sides */
 };
-KV_ASSERT(sizeof(struct kv_slot_info) == 272);
+KV_ASSERT(sizeof(struct kv_slot_info) == 280);
 
 struct kv_process_key {
   __u32 tgid;
@@ -139,9 +142,10 @@ struct kv_task {
 KV_ASSERT(sizeof(struct kv_task) == 16);
 
 enum kv_carry_flags {
-  KV_CARRY_PARTIAL = 1, /* a part has completed: first bio, sector and length have moved on */
-  KV_CARRY_GROWN = 2,   /* other bios were merged in: walk the chain */
-  KV_CARRY_FAILED = 4,  /* the error is counted */
+  KV_CARRY_PARTIAL = 1,  /* a part has completed: first bio, sector and length have moved on */
+  KV_CARRY_MIXED = 2,    /* holds bios of others, too: walk the chain */
+  KV_CARRY_FAILED = 4,   /* the error is counted */
+  KV_CARRY_REQUEUED = 8, /* will be issued again */
 };
 
 /* A request under way: one cache line. */
@@ -150,7 +154,7 @@ struct kv_carry {
   __u64 start_ns; /* 0 = free */
   __u64 issue_ns; /* first issue; 0 = not yet */
   struct kv_identity id;
-  __u64 bio; /* the one it was made for */
+  __u64 bio; /* the first of the VM's own; from issue on sector and length cover all of them */
   __u64 sector;
   __u32 length;
   __u16 dev;
@@ -160,18 +164,25 @@ struct kv_carry {
 };
 KV_ASSERT(sizeof(struct kv_carry) == 64);
 
+enum kv_bio_flags {
+  KV_BIO_PART = 1,   /* of an operation that its request's carry counts */
+  KV_BIO_DEVICE = 2, /* on a device without requests */
+};
+
 /* A bio under way that no carry stands for: merged into a request, waiting for one (getrq), or on a device
- * without requests. */
+ * without requests. Believed only where sector and length are the bio's, too: its address may be another's.
+ */
 struct kv_bio {
   __u64 start_ns;
+  __u64 rq; /* the request of others that took it along; 0 = not issued yet */
   struct kv_identity id;
   __u64 sector;
   __u32 length;
   __u16 dev;
   __u8 op;
-  __u8 pad;
+  __u8 flags;
 };
-KV_ASSERT(sizeof(struct kv_bio) == 32);
+KV_ASSERT(sizeof(struct kv_bio) == 40);
 
 enum kv_queue_state { KV_QUEUE_FREE, KV_QUEUE_BUSY, KV_QUEUE_READY, KV_QUEUE_NO_ROOM };
 

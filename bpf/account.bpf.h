@@ -178,6 +178,17 @@ KV_INLINE __u32 disk_number(struct kv_slot_info* info, __u64 key, bool claim) {
 }
 
 extern const void iomap_dio_bio_end_io __ksym __weak;
+extern const void bio_chain_endio __ksym __weak;
+
+/* The bio that this one was split off from (block/blk-merge.c: the rest is the parent). */
+KV_INLINE struct bio* unsplit(struct bio* bio) {
+  if (!&bio_chain_endio) return bio;
+  for (int i = 0; i < KV_SPLITS; i++) {
+    if ((__u64)BPF_CORE_READ(bio, bi_end_io) != (__u64)&bio_chain_endio) break;
+    bio = BPF_CORE_READ((struct bio*)bio, bi_private);
+  }
+  return bio;
+}
 
 KV_INLINE __u64 inode_key(struct inode* inode) {
   struct super_block* sb = BPF_CORE_READ(inode, i_sb);
@@ -213,10 +224,13 @@ static __noinline __u32 unlisted_disk(struct bio* bio, struct kv_slot_info* info
 }
 
 static __noinline __u32 direct_file(struct bio* bio, struct kv_slot_info* info) {
-  struct iomap_dio* dio = (struct iomap_dio*)(__u64)bio->bi_private;
+  struct iomap_dio* dio = BPF_CORE_READ(bio, bi_private);
   struct file* file = BPF_CORE_READ(dio, iocb, ki_filp);
+  __u32 dev = disk_number(info, inode_key(BPF_CORE_READ(file, f_inode)), true);
 
-  return disk_number(info, inode_key(BPF_CORE_READ(file, f_inode)), true);
+  if (dev < KV_MAX_DISKS && !(*(volatile __u32*)&info->files >> dev & 1))
+    __sync_fetch_and_or(&info->files, 1U << dev);
+  return dev;
 }
 
 /* The VM's own number of the disk that the bio goes to; NO_DISK if it is none.
@@ -230,8 +244,9 @@ KV_INLINE __u32 disk_of(struct kv_identity id, struct bio* bio) {
   __u32 dev;
 
   if (!info) return KV_MAX_DISKS;
-  if (&iomap_dio_bio_end_io && (__u64)bio->bi_end_io == (__u64)&iomap_dio_bio_end_io) {
-    dev = direct_file(bio, info);
+  struct bio* whole = unsplit(bio);
+  if (&iomap_dio_bio_end_io && (__u64)BPF_CORE_READ(whole, bi_end_io) == (__u64)&iomap_dio_bio_end_io) {
+    dev = direct_file(whole, info);
   } else {
     __u64 key = kv_disk_key(bio->bi_bdev->bd_dev, 0);
     dev = disk_number(info, key, false);

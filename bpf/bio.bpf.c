@@ -1,6 +1,7 @@
 // SPDX-License-Identifier: GPL-2.0-only OR Apache-2.0
-/* Devices without requests (dm, zram): from the bio's submission to its end. Attached only where a VM has
- * such a disk; the requests of the devices below are numbered apart and ignored by name. */
+/* Devices without requests (dm, zram, multipath heads): from the bio's submission to its end. Attached only
+ * where the host has such a device; the requests of the devices below are numbered apart and ignored by name.
+ */
 #include "account.bpf.h"
 #include "carry.bpf.h"
 
@@ -32,7 +33,8 @@ KV_INLINE bool describe_bio(__u32 tgid, struct bio* bio, struct kv_bio* entry) {
   entry->length = bio->bi_iter.bi_size;
   entry->dev = dev;
   entry->op = op;
-  entry->pad = 0;
+  entry->flags = 0;
+  entry->rq = 0;
   return true;
 }
 
@@ -42,16 +44,22 @@ int BPF_PROG(kv_bio_queue, struct bio* bio) {
   struct kv_bio entry;
 
   if (!is_vm(tgid) || bio->bi_bdev->bd_disk->queue->mq_ops) return 0;
-  if (describe_bio(tgid, bio, &entry)) remember_bio(bio, &entry);
+  if (!describe_bio(tgid, bio, &entry)) return 0;
+  entry.flags = KV_BIO_DEVICE;
+  struct kv_slot_info* info = info_of(entry.id);
+  if (info && entry.dev < KV_MAX_DISKS && !(*(volatile __u32*)&info->stacked >> entry.dev & 1))
+    __sync_fetch_and_or(&info->stacked, 1U << entry.dev);
+  remember_bio(bio, &entry);
   return 0;
 }
 
-KV_INLINE int complete_bio(struct request_queue* q, struct bio* bio) {
+/* The queue is that of the device that completes it, which may be another one than it was submitted to. */
+KV_INLINE int complete_bio(struct bio* bio) {
   __u64 key = (__u64)bio;
 
-  if (*(volatile __s64*)&bios_live <= 0 || q->mq_ops) return 0;
+  if (*(volatile __s64*)&bios_live <= 0) return 0;
   struct kv_bio* entry = bpf_map_lookup_elem(&bios, &key);
-  if (!entry) return 0;
+  if (!entry || !(entry->flags & KV_BIO_DEVICE)) return 0;
   int status = bio->bi_status;
   struct finished done = {
       .id = entry->id,
@@ -76,10 +84,10 @@ KV_INLINE int complete_bio(struct request_queue* q, struct bio* bio) {
  * would tell, so there are two: whichever comes first counts, the other one finds nothing left. */
 SEC("tp_btf/block_bio_complete")
 int BPF_PROG(kv_bio_complete, struct request_queue* q, struct bio* bio) {
-  return complete_bio(q, bio);
+  return complete_bio(bio);
 }
 
 SEC("tp_btf/block_bio_complete")
 int BPF_PROG(kv_bio_complete2, struct request_queue* q, struct bio* bio) {
-  return complete_bio(q, bio);
+  return complete_bio(bio);
 }

@@ -5,7 +5,7 @@
 #ifndef KVMSCOPE_BPF_CARRY_BPF_H
 #define KVMSCOPE_BPF_CARRY_BPF_H
 
-#include "maps.bpf.h"
+#include "account.bpf.h"
 
 /* Gives the queue a region at its first VM request. One task wins; the others use the overflow meanwhile. */
 static __noinline bool adopt_queue(struct kv_queue* entry, struct request* rq) {
@@ -14,6 +14,7 @@ static __noinline bool adopt_queue(struct kv_queue* entry, struct request* rq) {
   __u32 depth = q->nr_requests;
   __u32 hctxs = q->nr_hw_queues;
 
+  if (q->tag_set && bpf_core_field_exists(q->tag_set->shared_tags) && q->tag_set->shared_tags) hctxs = 1;
   if (state == KV_QUEUE_BUSY) return false;
   if (state == KV_QUEUE_NO_ROOM && entry->queue == (__u64)q) return false;
   if (__sync_val_compare_and_swap(&entry->state, state, KV_QUEUE_BUSY) != state) return false;
@@ -51,14 +52,50 @@ KV_INLINE struct kv_carry* carry_place(struct request* rq, bool adopt) {
   if (tag < 0) tag = rq->tag;
   __u32 depth = entry->depth;
   if ((__u32)tag >= depth) return 0;
-  __u32 hctx = rq->mq_hctx->queue_num;
+  __u32 hctx = entry->hctxs > 1 ? rq->mq_hctx->queue_num : 0;
   if (hctx >= entry->hctxs) return 0;
   __u32 index = entry->base + hctx * depth + tag;
   return bpf_map_lookup_elem(&carries, &index);
 }
 
+/* --- what ended unseen
+ * The kernel ran no program at its completion (seen on one 6.18 guest kernel under load: whole batches, in
+ * every tracepoint of completion alike, none of them a recursion miss; and a program is skipped in an
+ * interrupt that hits itself). It counts as done well, without delays: a second program beside the first
+ * would cost every request on the host 40 ns. docs/adr/0006 */
+
+static __noinline void recover(struct kv_carry* carry) {
+  struct finished done = {
+      .id = carry->id,
+      .dev = carry->dev,
+      .op = carry->op,
+      .operations = 1,
+      .bytes = carry->bytes + carry->length,
+  };
+
+  count_stat(KV_STAT_STALE);
+  if (!account(&done)) count_stat(KV_STAT_LATE);
+}
+
+static __noinline void recover_bio(struct kv_bio* entry) {
+  struct finished done = {
+      .id = entry->id,
+      .dev = entry->dev,
+      .op = entry->op,
+      .operations = entry->flags & KV_BIO_PART ? 0 : 1,
+      .bytes = entry->length,
+  };
+
+  count_stat(KV_STAT_STALE);
+  if (!account(&done)) count_stat(KV_STAT_LATE);
+}
+
+/* --- requests */
+
 static __noinline struct kv_carry* overflow_of(__u64 rq) {
-  return bpf_map_lookup_elem(&carry_overflow, &rq);
+  struct kv_carry* carry = bpf_map_lookup_elem(&carry_overflow, &rq);
+
+  return carry && carry->start_ns ? carry : 0;
 }
 
 /* What is remembered of this request; NULL if it is not a VM's. */
@@ -70,7 +107,8 @@ KV_INLINE struct kv_carry* carry_of(struct request* rq) {
   return 0;
 }
 
-/* The start goes in last and out first: who reads it twice and finds it unchanged read one request's carry. */
+/* The start goes in last and out first: who reads it twice and finds it unchanged read one request's carry.
+ */
 KV_INLINE void begin_carry(struct kv_carry* carry, __u64 start_ns) {
   barrier();
   *(volatile __u64*)&carry->start_ns = start_ns;
@@ -84,26 +122,61 @@ KV_INLINE void forget_carry(struct request* rq, struct kv_carry* carry) {
     __sync_fetch_and_sub(&overflow_live, 1);
 }
 
+/* The tag has another request by now: the one remembered has ended. Who takes the start out counts. */
+static __noinline void retake(struct request* rq, struct kv_carry* carry) {
+  struct kv_carry seen = *carry;
+
+  if (__sync_lock_test_and_set(&carry->start_ns, 0)) recover(&seen);
+  forget_carry(rq, carry);
+}
+
 static __noinline void carry_in_overflow(struct kv_carry* carry) {
   __u64 key = carry->rq;
 
-  if (!bpf_map_update_elem(&carry_overflow, &key, carry, BPF_NOEXIST))
+  if (!bpf_map_update_elem(&carry_overflow, &key, carry, BPF_NOEXIST)) {
     __sync_fetch_and_add(&overflow_live, 1);
-  else if (bpf_map_update_elem(&carry_overflow, &key, carry, BPF_EXIST))
-    count_stat(KV_STAT_CARRY_FULL);
+    return;
+  }
+  struct kv_carry* old = overflow_of(key);
+  if (old) {
+    struct kv_carry seen = *old;
+    if (__sync_lock_test_and_set(&old->start_ns, 0)) recover(&seen);
+  }
+  if (bpf_map_update_elem(&carry_overflow, &key, carry, BPF_EXIST)) count_stat(KV_STAT_CARRY_FULL);
+}
+
+/* --- bios */
+
+KV_INLINE void forget_bio(__u64 key) {
+  if (!bpf_map_delete_elem(&bios, &key)) __sync_fetch_and_sub(&bios_live, 1);
+}
+
+/* What is remembered of this bio on its way through a request; NULL if nothing is. What was remembered of an
+ * earlier one at its address has ended. */
+KV_INLINE struct kv_bio* bio_in(__u64 key, __u64 rq, __u64 sector, __u32 length) {
+  struct kv_bio* entry = bpf_map_lookup_elem(&bios, &key);
+
+  if (!entry || entry->flags & KV_BIO_DEVICE) return 0;
+  if (entry->sector == sector && entry->length == length && (!entry->rq || entry->rq == rq)) return entry;
+  recover_bio(entry);
+  forget_bio(key);
+  return 0;
 }
 
 KV_INLINE void remember_bio(struct bio* bio, const struct kv_bio* entry) {
   __u64 key = (__u64)bio;
 
-  if (!bpf_map_update_elem(&bios, &key, entry, BPF_NOEXIST))
+  if (!bpf_map_update_elem(&bios, &key, entry, BPF_NOEXIST)) {
     __sync_fetch_and_add(&bios_live, 1);
-  else if (bpf_map_update_elem(&bios, &key, entry, BPF_EXIST))
-    count_stat(KV_STAT_BIO_FULL);
-}
-
-KV_INLINE void forget_bio(__u64 key) {
-  if (!bpf_map_delete_elem(&bios, &key)) __sync_fetch_and_sub(&bios_live, 1);
+    return;
+  }
+  struct kv_bio* old = bpf_map_lookup_elem(&bios, &key);
+  if (old) {
+    /* A bio that its device handed on to another one as it is: counted at the first. */
+    if (old->flags & KV_BIO_DEVICE && !(entry->flags & KV_BIO_DEVICE)) return;
+    recover_bio(old);
+  }
+  if (bpf_map_update_elem(&bios, &key, entry, BPF_EXIST)) count_stat(KV_STAT_BIO_FULL);
 }
 
 #endif

@@ -3,9 +3,11 @@
 
 #include <bpf/bpf.h>
 
+#include <algorithm>
 #include <cerrno>
 #include <optional>
 #include <string>
+#include <utility>
 
 #include "bpf/process_files.h"
 
@@ -144,19 +146,18 @@ Result<void> Identities::bind(ProcessKey process, std::span<const std::uint64_t>
                               std::span<const ProcessKey> helpers) {
   const auto holder = look_up(loaded_.maps().procs, to_kernel(process));
   if (!holder) return fail(ErrorCode::not_found, name_of(process) + " holds no slot");
+  const Bound fresh{.cgroup_ids = {cgroup_ids.begin(), cgroup_ids.end()},
+                    .helpers = {helpers.begin(), helpers.end()}};
   Bound& bound = bound_[process];
-  Bound fresh{.cgroup_ids = {cgroup_ids.begin(), cgroup_ids.end()},
-              .helpers = {helpers.begin(), helpers.end()}};
   if (bound.cgroup_ids == fresh.cgroup_ids && bound.helpers == fresh.helpers) return {};
-  release(bound);
-  bound = std::move(fresh);
-  for (const std::uint64_t id : bound.cgroup_ids) {
+  // First those that are: nobody who stays may be nobody's for a moment.
+  for (const std::uint64_t id : fresh.cgroup_ids) {
     if (bpf_map_update_elem(loaded_.maps().cgroups, &id, &holder->id, BPF_ANY) != 0) {
       return fail(Error::from_errno("bind a cgroup of " + name_of(process)));
     }
   }
   const kv_process follower{.id = holder->id, .flags = KV_PROCESS_FOLLOWS, .pad = 0};
-  for (const ProcessKey& helper : bound.helpers) {
+  for (const ProcessKey& helper : fresh.helpers) {
     const kv_process_key key = to_kernel(helper);
     if (helper == process || !alive(helper)) continue;
     if (bpf_map_update_elem(loaded_.maps().procs, &key, &follower, BPF_ANY) != 0) {
@@ -164,6 +165,14 @@ Result<void> Identities::bind(ProcessKey process, std::span<const std::uint64_t>
     }
     mark(helper.tgid, true);
   }
+  Bound over = std::exchange(bound, fresh);
+  std::erase_if(over.cgroup_ids, [&](std::uint64_t id) {
+    return std::ranges::find(fresh.cgroup_ids, id) != fresh.cgroup_ids.end();
+  });
+  std::erase_if(over.helpers, [&](const ProcessKey& helper) {
+    return std::ranges::find(fresh.helpers, helper) != fresh.helpers.end();
+  });
+  release(over);
   forget_all_resolved();
   return {};
 }

@@ -137,6 +137,7 @@ struct blk_mq_hw_ctx {
 
 struct blk_mq_tag_set {
   unsigned int queue_depth;
+  void* shared_tags; /* one set of tags for all hardware queues */
 };
 
 struct request_queue {

@@ -72,6 +72,18 @@ std::uint32_t carry_capacity() {
   return static_cast<std::uint32_t>(std::clamp<std::uint64_t>(2 * tags, 1U << 16U, 1U << 20U));
 }
 
+/// Device mapper, md, multipath heads: a VM may do I/O there before anybody has said so. Memory as a disk is
+/// no VM's by habit, and asked for by name where it is.
+bool host_has_stacked_devices() {
+  std::error_code error;
+  for (const auto& disk : std::filesystem::directory_iterator("/sys/block", error)) {
+    const std::string name = disk.path().filename();
+    if (name.starts_with("zram") || name.starts_with("ram")) continue;
+    if (!std::filesystem::exists(disk.path() / "mq", error)) return true;
+  }
+  return false;
+}
+
 Result<kv_name> name_to_match(const std::string& pattern) {
   const bool prefix = pattern.ends_with('*');
   const std::string text = prefix ? pattern.substr(0, pattern.size() - 1) : pattern;
@@ -226,6 +238,10 @@ Result<void> Loaded::map_arrays(const Options& options) {
   if (!drops) return fail(drops.error());
   slot_info_ = std::move(*info);
   ring_drops_ = std::move(*drops);
+  auto carries =
+      MapView::open(bpf_map__fd(maps.carries), sizeof(kv_carry) * skeleton_->rodata->carry_capacity);
+  if (!carries) return fail(carries.error());
+  carries_ = std::move(*carries);
   return {};
 }
 
@@ -242,12 +258,12 @@ Result<void> Loaded::attach_one(bpf_program* program) {
 Result<void> Loaded::attach() {
   const auto& all = skeleton_->progs;
   for (bpf_program* program :
-       {all.kv_rq_complete, all.kv_rq_issue, all.kv_rq_merge, all.kv_bio_backmerge, all.kv_bio_frontmerge,
-        all.kv_io_start, all.kv_getrq, all.kv_exit, all.kv_fork, all.kv_exec}) {
+       {all.kv_rq_complete, all.kv_rq_issue, all.kv_rq_requeue, all.kv_rq_merge, all.kv_bio_backmerge,
+        all.kv_bio_frontmerge, all.kv_io_start, all.kv_getrq, all.kv_exit, all.kv_fork, all.kv_exec}) {
     if (!bpf_program__autoload(program)) continue;
     if (auto done = attach_one(program); !done) return done;
   }
-  return {};
+  return host_has_stacked_devices() ? attach_bio_programs() : Result<void>();
 }
 
 Result<void> Loaded::attach_bio_programs() {
@@ -273,6 +289,12 @@ kv_slot_info& Loaded::slot_info(std::uint32_t slot) const {
 
 std::uint64_t Loaded::ring_drops(std::uint32_t tenant_index) const {
   return __atomic_load_n(&reinterpret_cast<const __u64*>(ring_drops_.data())[tenant_index], __ATOMIC_RELAXED);
+}
+
+std::span<const kv_carry> Loaded::carries() const {
+  const std::uint32_t used = __atomic_load_n(&skeleton_->bss->carry_cursor, __ATOMIC_RELAXED);
+  return {reinterpret_cast<const kv_carry*>(carries_.data()),
+          std::min(used, skeleton_->rodata->carry_capacity)};
 }
 
 std::vector<ProgramInfo> Loaded::programs() const {

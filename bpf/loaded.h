@@ -60,6 +60,8 @@ class Loaded {
   Globals globals() const;
   kv_slot_info& slot_info(std::uint32_t slot) const;
   std::uint64_t ring_drops(std::uint32_t tenant_index) const;
+  /// Places of all queues known so far, in use or not.
+  std::span<const kv_carry> carries() const;
   IdentityHook identity_hook() const { return identity_hook_; }
   std::vector<ProgramInfo> programs() const;
 
@@ -79,6 +81,7 @@ class Loaded {
   Maps maps_;
   MapView slot_info_;
   MapView ring_drops_;
+  MapView carries_;
 };
 
 /// True if this tracepoint is in the running kernel's BTF.

@@ -19,6 +19,7 @@
 namespace kvmscope::bpf {
 namespace {
 
+using core::HostFeature;
 using core::UniqueFd;
 
 HostFeature kernel() {

@@ -41,7 +41,9 @@ KV_INLINE void claim_slot(const struct kv_process_key* key) {
     report(KV_EVENT_NO_SPARE, key, process.id);
     return;
   }
-  if (bpf_map_update_elem(&procs, key, &process, BPF_NOEXIST)) {
+  long failed = bpf_map_update_elem(&procs, key, &process, BPF_NOEXIST);
+  if (failed) {
+    if (failed != -17) count_stat(KV_STAT_MAP_ERROR); /* -EEXIST: the daemon was first */
     if (bpf_map_push_elem(&spares, &process.id, 0)) {
       count_stat(KV_STAT_MAP_ERROR);
       __sync_fetch_and_sub(&spare_count, 1);

@@ -4,6 +4,7 @@
 #include <bpf/bpf.h>
 #include <fcntl.h>
 
+#include <algorithm>
 #include <array>
 #include <boost/asio/post.hpp>
 #include <boost/asio/thread_pool.hpp>
@@ -45,8 +46,8 @@ constexpr std::array<StatText, KV_STATS> kStats{{
     {"not_a_disk", "Reads of a VM's process of its own files (binary, libraries)"},
     {"other_device", "Requests on a disk beyond the numbers of a slot"},
     {"stale",
-     "Requests whose completion the kernel did not show; counted without delays when their tag was used "
-     "again, or at the next reading"},
+     "Requests and merged bios whose completion the kernel did not show; counted without delays at the next "
+     "reading, or when their tag or address was used again"},
     {"foreign_merged", "Bytes of other processes in a VM's merged requests, not counted as the VM's"},
     {"long_chain", "Merged requests with more parts than were looked at"},
     {"map_error", "Updates of a kernel table that failed"},
@@ -71,9 +72,10 @@ Result<void> clear_inner(int outer, std::uint32_t index, std::string_view what) 
 
 /// Each outer update waits until no program can have the old inner map any more.
 Result<void> put_maps(const Loaded& loaded, std::uint32_t slot, int counters_fd, int histograms_fd) {
-  if (auto done = set_inner(loaded.maps().counters, slot, counters_fd, "a slot's counters"); !done)
+  // Histograms first: what fails halfway then lacks delays, never counts.
+  if (auto done = set_inner(loaded.maps().histograms, slot, histograms_fd, "a slot's histograms"); !done)
     return done;
-  return set_inner(loaded.maps().histograms, slot, histograms_fd, "a slot's histograms");
+  return set_inner(loaded.maps().counters, slot, counters_fd, "a slot's counters");
 }
 
 SlotIdentity identity_of(kv_identity id) {
@@ -98,7 +100,8 @@ struct Tracer::Impl {
   std::unique_ptr<Loaded> loaded;
   Identities identities;
   std::map<std::uint32_t, Ring> rings;
-  std::optional<SlotMaps> host_maps;  ///< slot 0's
+  std::map<std::uint32_t, std::uint64_t> drops_before;  ///< of the index's former tenants
+  std::optional<SlotMaps> host_maps;                    ///< slot 0's
   core::UniqueFd run_stats;
   boost::asio::thread_pool worker{1};  ///< waits for RCU; last, so that it ends first
 
@@ -115,6 +118,8 @@ struct Tracer::Impl {
     kv_slot_info& info = loaded->slot_info(identity.slot.value);
     store(info.tenant, 0);
     store(info.listed, 0);
+    store(info.files, 0);
+    store(info.stacked, 0);
     for (__u64& key : info.disk_keys) __atomic_store_n(&key, 0, __ATOMIC_RELAXED);
     store(info.generation, identity.generation.value);
   }
@@ -308,16 +313,21 @@ Result<std::vector<std::uint16_t>> Tracer::number_disks(SlotIdentity identity,
   return numbers;
 }
 
-std::vector<DiskKey> Tracer::disks(SlotIdentity identity) const {
-  std::vector<DiskKey> keys;
+std::vector<NumberedDisk> Tracer::disks(SlotIdentity identity) const {
+  std::vector<NumberedDisk> disks;
   const kv_slot_info* info = impl_->info_of(identity);
-  if (info == nullptr) return keys;
+  if (info == nullptr) return disks;
+  const std::uint32_t files = load(info->files);
+  const std::uint32_t stacked = load(info->stacked);
   for (const __u64& there : info->disk_keys) {
     const __u64 key = __atomic_load_n(&there, __ATOMIC_RELAXED);
     if (key == 0) break;
-    keys.push_back(DiskKey{key});
+    const std::size_t dev = disks.size();
+    disks.push_back({.key = DiskKey{key},
+                     .direct_file = (files >> dev & 1U) != 0,
+                     .stacked = (stacked >> dev & 1U) != 0});
   }
-  return keys;
+  return disks;
 }
 
 Result<void> Tracer::need_bio_devices() {
@@ -338,6 +348,7 @@ Result<void> Tracer::add_tenant(std::uint32_t tenant_index, std::uint32_t ring_b
   core::UniqueFd map(::fcntl(ring->map_fd(), F_DUPFD_CLOEXEC, 0));
   if (!map) return fail(Error::from_errno("duplicate a ring's descriptor"));
   impl_->rings.emplace(tenant_index, std::move(*ring));
+  impl_->drops_before[tenant_index] = impl_->loaded->ring_drops(tenant_index);
   boost::asio::post(impl_->worker, [impl = impl_.get(), tenant_index, map = std::move(map)] {
     const int fd = map.get();
     bpf_map_update_elem(impl->loaded->maps().events, &tenant_index, &fd, BPF_ANY);  // else: drops
@@ -362,7 +373,9 @@ Result<void> Tracer::set_tenant(SlotIdentity identity, std::uint32_t tenant_inde
 }
 
 std::uint64_t Tracer::ring_drops(std::uint32_t tenant_index) const {
-  return tenant_index < impl_->options.max_tenants ? impl_->loaded->ring_drops(tenant_index) : 0;
+  if (tenant_index >= impl_->options.max_tenants) return 0;
+  const auto before = impl_->drops_before.find(tenant_index);
+  return impl_->loaded->ring_drops(tenant_index) - (before != impl_->drops_before.end() ? before->second : 0);
 }
 
 // --- about itself
@@ -370,6 +383,12 @@ std::uint64_t Tracer::ring_drops(std::uint32_t tenant_index) const {
 
 void Tracer::settle() {
   impl_->loaded->settle();
+}
+
+std::size_t Tracer::in_flight(SlotIdentity identity) const {
+  return static_cast<std::size_t>(std::ranges::count_if(impl_->loaded->carries(), [&](const kv_carry& carry) {
+    return __atomic_load_n(&carry.start_ns, __ATOMIC_ACQUIRE) != 0 && identity_of(carry.id) == identity;
+  }));
 }
 
 std::vector<SelfStat> Tracer::self_stats() const {

@@ -10,6 +10,7 @@
 #include <string>
 #include <vector>
 
+#include "hostd/core/host_feature.h"
 #include "hostd/core/ids.h"
 #include "hostd/core/result.h"
 #include "hostd/core/series.h"
@@ -29,6 +30,14 @@ using DiskKey = core::StrongId<struct DiskKeyTag, std::uint64_t>;
 /// Key of a disk: a block device (inode 0) or a file on the file system whose device this is. Bijective in
 /// the inode for one device; the same function as in the kernel (bpf/abi.h).
 DiskKey disk_key(std::uint32_t device_major, std::uint32_t device_minor, std::uint64_t inode);
+
+/// A disk that a slot has a number for.
+struct NumberedDisk {
+  DiskKey key;
+  bool direct_file = false;  ///< seen as a file under direct I/O: an image, whether or not anybody named it
+  bool stacked = false;      ///< seen as a device without requests, whose requests other numbers count again
+  bool operator==(const NumberedDisk&) const = default;
+};
 
 /// One incarnation: the pair of inner maps (counters, histograms) that a slot's programs write to, mapped
 /// read-only. Values only grow as long as it lives. Movable; unmaps and closes with its owner.
@@ -168,6 +177,8 @@ class Tracer {
   /// Counts requests whose completion the kernel did not show (docs/adr/0006): to be called before a reading
   /// and before a slot is retired. A system call of some 100 us.
   void settle();
+  /// Requests under way that will count in this slot.
+  std::size_t in_flight(core::SlotIdentity identity) const;
 
   // --- disks of a slot
   // ---------------------------------------------------------------------------------------
@@ -175,7 +186,7 @@ class Tracer {
   core::Result<std::vector<std::uint16_t>> number_disks(core::SlotIdentity identity,
                                                         std::span<const DiskKey> keys);
   /// All keys of the slot numbered so far, by the daemon or at first sight by the kernel; index = dev.
-  std::vector<DiskKey> disks(core::SlotIdentity identity) const;
+  std::vector<NumberedDisk> disks(core::SlotIdentity identity) const;
   /// A disk of some VM sits on a device without requests (dm, zram): attach the programs for bios, once.
   core::Result<void> need_bio_devices();
 
@@ -187,7 +198,7 @@ class Tracer {
   void remove_tenant(std::uint32_t tenant_index);
   /// Events of this slot go to this tenant's ring from now on.
   core::Result<void> set_tenant(core::SlotIdentity identity, std::uint32_t tenant_index);
-  /// Records lost because this tenant's ring was full.
+  /// Records lost because this tenant's ring was full, since add_tenant().
   std::uint64_t ring_drops(std::uint32_t tenant_index) const;
 
   // --- about itself
@@ -204,16 +215,8 @@ class Tracer {
   std::unique_ptr<Impl> impl_;
 };
 
-/// One thing about this host that tracing depends on.
-struct HostFeature {
-  std::string name;  ///< kernel, btf, tp_btf block_io_start, fentry, lsm, lockdown, bpffs ...
-  bool present = false;
-  std::string detail;  ///< what was found
-  std::string effect;  ///< what is degraded because of it; empty if nothing is
-};
-
 /// Looks, loads nothing that stays: what `kvmscope check` prints about the kernel. Any thread, no privilege
 /// needed (without it, features that need it say so).
-std::vector<HostFeature> probe_host();
+std::vector<core::HostFeature> probe_host();
 
 }  // namespace kvmscope::bpf

@@ -69,7 +69,7 @@ struct StreamStats {
 class Stream {
  public:
   /// Told on the executor's thread, in order of submission within each signal, what became of a batch.
-  enum class Outcome { acknowledged, dropped };
+  enum class Outcome { acknowledged, dropped, refused };
   using Done = std::function<void(Outcome)>;
 
   static core::Result<std::unique_ptr<Stream>> make(boost::asio::any_io_executor executor,

@@ -25,6 +25,7 @@
 #include "hostd/discovery.h"
 #include "hostd/export_cycle.h"
 #include "hostd/logging.h"
+#include "hostd/readiness.h"
 #include "hostd/self_metrics.h"
 #include "hostd/slot_keeper.h"
 #include "hostd/stream_set.h"
@@ -40,6 +41,7 @@ namespace {
 
 using std::chrono::milliseconds;
 
+constexpr const char* kBootId = "/proc/sys/kernel/random/boot_id";
 constexpr milliseconds kTick{250};
 constexpr milliseconds kRescan{10'000};
 constexpr milliseconds kFlushDeadline{5'000};
@@ -53,7 +55,7 @@ std::string read_line(const char* path) {
 
 tenancy::RegistryConfig registry_config(const Config& config) {
   tenancy::RegistryConfig out;
-  out.boot_id = read_line("/proc/sys/kernel/random/boot_id");
+  out.boot_id = read_line(kBootId);
   out.host_id = config.host.id;
   out.max_slots = config.bpf.max_slots;
   out.max_tenants = config.bpf.max_tenants;
@@ -121,6 +123,7 @@ struct App::Impl {
   void look_at_host();
   void on_process(const bpf::ProcessEvent& event);
   void on_tick();
+  void tell_ready();
   void rescan();
   void duty_cycle();
 
@@ -152,7 +155,9 @@ struct App::Impl {
   Ticker stats_duty;
   boost::asio::steady_timer stats_off;
   bool rescan_due = true;  ///< done at the next tick that finds a spare slot
+  bool scanned = false;
   bool ready = false;
+  std::chrono::steady_clock::time_point started = std::chrono::steady_clock::now();
   bool no_run_stats = false;
   bool stopping = false;
 };
@@ -174,9 +179,9 @@ App::Impl::Impl(Config loaded, std::shared_ptr<boost::asio::io_context> loop,
       registry(registry_config(config)),
       streams(io->get_executor(), config, report),
       keeper(*tracer, registry, clock, report),
-      cycle(config, registry, keeper, streams, top, clock),
+      cycle(config, read_line(kBootId), registry, keeper, streams, top, clock),
       discovery(io->get_executor(), "/proc", config.bpf.qemu_names),
-      signals(*io, SIGTERM, SIGINT),
+      signals(*io, SIGTERM, SIGINT, SIGHUP),
       watchdog(io->get_executor(), watchdog_interval(), [] { systemd::notify_watchdog(); }),
       tick(io->get_executor(), kTick, [this] { on_tick(); }),
       scan(io->get_executor(), kRescan, [this] { rescan_due = true; }),
@@ -209,14 +214,24 @@ void App::Impl::on_process(const bpf::ProcessEvent& event) {
 
 void App::Impl::on_tick() {
   keeper.tick();
+  // The first look is due even if there is no slot to give: without it the daemon would never be ready.
+  const bool overdue = !scanned && std::chrono::steady_clock::now() - started >= kPoolPatience;
+  if (rescan_due && (overdue || tracer->spares() > 0)) rescan();
+  if (!ready) tell_ready();
+}
+
+void App::Impl::tell_ready() {
   const std::uint32_t spares = tracer->spares();
-  if (rescan_due && spares > 0) rescan();
-  // A VM that starts from here on finds a slot.
-  if (!ready && spares >= config.bpf.spare_slots) {
-    ready = true;
-    log_event(LogLevel::info, "ready", {{"host", config.host.id}, {"control", config.control.socket}});
-    systemd::notify_ready("tracing");
+  const auto now = readiness(scanned, spares, config.bpf.spare_slots, registry.stats(),
+                             std::chrono::steady_clock::now() - started);
+  if (!now) return;
+  ready = true;
+  if (!now->warning.empty()) {
+    log_event(LogLevel::warn, now->warning,
+              {{"spares", spares}, {"wanted", config.bpf.spare_slots}, {"remedy", now->remedy}});
   }
+  log_event(LogLevel::info, "ready", {{"host", config.host.id}, {"control", config.control.socket}});
+  systemd::notify_ready("tracing");
 }
 
 void App::Impl::rescan() {
@@ -234,11 +249,12 @@ void App::Impl::rescan() {
   }
   discovery.scan(std::move(known), [this](const Discovery::Found& found) {
     for (const core::ProcessKey& process : found.gone) keeper.on_process_exit(process);
-    for (const virt::QemuProcess& process : found.running) {
-      if (registry.by_process(process.process) == nullptr) {
-        rescan_due |= !keeper.claim(process.process, process.comm, hint_of(process));
+    for (const Discovery::Running& one : found.running) {
+      if (registry.by_process(one.process) == nullptr) {
+        rescan_due |= !keeper.claim(one.process, one.comm, one.hint);
       }
     }
+    scanned = true;
   });
 }
 
@@ -349,6 +365,7 @@ void App::Impl::stop(int signal) {
   log_event(LogLevel::info, "stopping", {{"signal", signal}});
   systemd::notify_stopping();
   libvirt.reset();
+  keeper.close_naming();
   export_interval();
   streams.flush(kFlushDeadline, [this] { io->stop(); });
 }

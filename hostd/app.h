@@ -16,7 +16,8 @@ class App {
   static core::Result<std::unique_ptr<App>> start(Config config);
   ~App();
 
-  /// Runs until SIGTERM or SIGINT; then reads and sends the last interval. Returns the process's exit code.
+  /// Runs until SIGTERM, SIGINT or SIGHUP; then reads and sends the last interval. Returns the process's exit
+  /// code.
   int run();
 
  private:

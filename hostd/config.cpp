@@ -3,6 +3,7 @@
 
 #include <fcntl.h>
 #include <fmt/format.h>
+#include <sys/stat.h>
 #include <unistd.h>
 
 #include <algorithm>
@@ -12,6 +13,8 @@
 #include <cstring>
 #include <utility>
 
+#include "bpf/abi.h"
+#include "exporters/config_check.h"
 #include "hostd/config_paths.h"
 #include "hostd/config_section.h"
 #include "hostd/config_values.h"
@@ -79,6 +82,11 @@ void read_bpf(Section& root, BpfConfig& bpf) {
   if (section.has_empty_list("qemu_names"))
     section.complain("qemu_names", "names no QEMU at all",
                      "write [\"qemu-system-*\", qemu-kvm], or remove the key");
+  if (bpf.qemu_names.size() > KV_NAMES)
+    section.complain(
+        "qemu_names",
+        fmt::format("are {}, of which the programs compare {} at most", bpf.qemu_names.size(), int{KV_NAMES}),
+        "write one name with a '*' for several");
   if (bpf.spare_slots >= bpf.max_slots)
     section.complain(section.has("spare_slots") ? "spare_slots" : "max_slots",
                      fmt::format("leaves no slot for a VM: spare_slots is {} and max_slots {}",
@@ -168,12 +176,8 @@ std::optional<Complaint> check_file_template(std::string_view value) {
   return complaint ? complaint : check_path(value);
 }
 
-std::optional<Complaint> check_path_template(std::string_view value) {
-  return value.empty() ? std::nullopt : check_file_template(value);
-}
-
 void read_headers(Section& stream, std::map<std::string, std::string>& headers) {
-  Section section(stream, "headers");
+  Section section(stream, "headers", Section::Secret{});
   for (const YamlNode& header : section.entries()) {
     auto complaint = check_header_name(header.key);
     if (!complaint && header.kind != YamlNode::Kind::scalar)
@@ -190,11 +194,11 @@ void read_headers(Section& stream, std::map<std::string, std::string>& headers) 
 }
 
 void read_tls(Section& stream, exporters::StreamConfig& settings) {
-  Section section(stream, "tls");
+  Section section(stream, "tls", Section::Secret{});
   section.boolean("enabled", settings.tls);
-  section.text("ca_file", settings.ca_file, check_path_template);
-  section.text("cert_file", settings.cert_file, check_path_template);
-  section.text("key_file", settings.key_file, check_path_template);
+  section.text("ca_file", settings.ca_file, check_credential_path);
+  section.text("cert_file", settings.cert_file, check_credential_path);
+  section.text("key_file", settings.key_file, check_credential_path);
   section.text("server_name", settings.server_name, check_host_name);
   for (const std::string_view key : {"ca_file", "cert_file", "key_file", "server_name"})
     if (!settings.tls && section.has(key))
@@ -248,6 +252,45 @@ void check_stream(Section& section, const StreamTemplate& stream) {
                      "enable TLS (tls: {enabled: true}), or send to this host itself");
 }
 
+exporters::StreamConfig expanded(const exporters::StreamConfig& settings, Exporter exporter,
+                                 const core::TenantId& tenant) {
+  exporters::StreamConfig out = settings;
+  out.kind = exporter == Exporter::file ? exporters::StreamConfig::Kind::file
+                                        : exporters::StreamConfig::Kind::otlp_grpc;
+  for (std::string* text : {&out.path, &out.token_file, &out.ca_file, &out.cert_file, &out.key_file})
+    *text = expand_tenant(*text, tenant);
+  for (auto& [name, value] : out.headers) value = expand_tenant(value, tenant);
+  return out;
+}
+
+/// As which key of the file the exporters' check names what is wrong, by its message's first word.
+std::string_view key_of(std::string_view message) {
+  constexpr std::pair<std::string_view, std::string_view> kKeys[] = {
+      {"endpoint", "endpoint"}, {"header", "headers"},  {"ca_file", "tls"},
+      {"cert_file", "tls"},     {"key_file", "tls"},    {"server_name", "tls"},
+      {"timeout", "timeout"},   {"backoff", "backoff"}, {"token_file", "token_file"},
+      {"queue_bytes", "queue"}, {"path", "path"},       {"rotate_bytes", "rotate"}};
+  for (const auto& [word, key] : kKeys)
+    if (message.starts_with(word)) return key;
+  return "exporter";
+}
+
+/// The exporters' own check of what they will be given for this tenant: what they would refuse later must not
+/// pass here. `inherited` is what they say of the defaults, which is told there and not again. Returns what
+/// they say.
+std::string check_expanded(Section& section, const StreamTemplate& stream, const core::TenantId& tenant,
+                           bool tell, std::string_view inherited = {}) {
+  if (stream.exporter == Exporter::none) return {};
+  const auto checked = exporters::check(expanded(stream.settings, stream.exporter, tenant));
+  if (checked) return {};
+  std::string message = checked.error().message();
+  if (tell && message != inherited)
+    section.complain(key_of(message),
+                     fmt::format("cannot work once ${{tenant.id}} is filled in: {}", printable(message, 512)),
+                     "shorten or change it (an id becomes up to 128 bytes long)");
+  return message;
+}
+
 void read_stream(Section& section, StreamTemplate& stream) {
   exporters::StreamConfig& settings = stream.settings;
   section.choice<Exporter>("exporter", stream.exporter, kExporters);
@@ -256,7 +299,7 @@ void read_stream(Section& section, StreamTemplate& stream) {
   section.integer("keep", settings.keep_files, 1, 1'000);
   section.text("endpoint", settings.endpoint, check_endpoint);
   read_tls(section, settings);
-  section.text("token_file", settings.token_file, check_path_template);
+  section.text("token_file", settings.token_file, check_credential_path);
   read_headers(section, settings.headers);
   section.duration("timeout", settings.timeout, 100ms, 5min);
   {
@@ -284,14 +327,22 @@ void read_operator(Section& root, StreamTemplate& stream) {
   if (const YamlNode* node = root.find("operator"))
     refuse_tenant_variable(root.problems(), *node, "operator");
   Section section(root, "operator");
+  const std::size_t before = section.problems().errors.size();
   read_stream(section, stream);
+  check_expanded(section, stream, {}, section.problems().errors.size() == before);
 }
 
 void read_tenants(Section& root, Config& config, FilePaths& paths) {
   Section section(root, "tenants");
+  const ConfigErrors& errors = root.problems().errors;
+  std::string inherited;
   {
     Section defaults(section, "default");
+    const std::size_t before = errors.size();
     read_stream(defaults, config.default_stream);
+    // An id of any length may come: if the longest fits, all do.
+    const core::TenantId longest{std::string(kMaxTenantWord + 1, 'x')};
+    inherited = check_expanded(defaults, config.default_stream, longest, errors.size() == before);
     defaults.boolean("show_host", config.default_stream.show_host);
     if (config.default_stream.exporter == Exporter::file) {
       const std::string& path = config.default_stream.settings.path;
@@ -311,24 +362,15 @@ void read_tenants(Section& root, Config& config, FilePaths& paths) {
     const core::TenantId tenant{entry.key};
     TenantOverride merged{config.default_stream, config.tenancy.quota};
     Section own(root.problems(), entry, overrides.path_of(entry.key));
+    const std::size_t before = errors.size();
     read_stream(own, merged.stream);
+    check_expanded(own, merged.stream, tenant, errors.size() == before, inherited);
     own.boolean("show_host", merged.stream.show_host);
     read_quota(own, merged.quota, config.bpf.max_slots);
     if (merged.stream.exporter == Exporter::file)
       paths.add(tenant, expand_tenant(merged.stream.settings.path, tenant), entry.line, own.path_of("path"));
     config.overrides.insert_or_assign(tenant, std::move(merged));
   }
-}
-
-exporters::StreamConfig expanded(const exporters::StreamConfig& settings, Exporter exporter,
-                                 const core::TenantId& tenant) {
-  exporters::StreamConfig out = settings;
-  out.kind = exporter == Exporter::file ? exporters::StreamConfig::Kind::file
-                                        : exporters::StreamConfig::Kind::otlp_grpc;
-  for (std::string* text : {&out.path, &out.token_file, &out.ca_file, &out.cert_file, &out.key_file})
-    *text = expand_tenant(*text, tenant);
-  for (auto& [name, value] : out.headers) value = expand_tenant(value, tenant);
-  return out;
 }
 
 Config read_config(Problems& problems, const YamlNode& document) {
@@ -404,17 +446,27 @@ ConfigResult parse_config(std::string_view text, const std::string& file) {
 }
 
 ConfigResult load_config(const std::string& path) {
-  const auto unreadable = [&](int why) {
-    return std::unexpected(ConfigErrors{{path, 0, "", fmt::format("cannot be read: {}", std::strerror(why)),
-                                         "name a file that this user may read: --config FILE"}});
+  const auto refuse = [&](std::string message, std::string remedy) {
+    return std::unexpected(ConfigErrors{{path, 0, "", std::move(message), std::move(remedy)}});
   };
-  const core::UniqueFd fd(::open(path.c_str(), O_RDONLY | O_CLOEXEC));
+  const auto unreadable = [&](int why) {
+    return refuse(fmt::format("cannot be read: {}", std::strerror(why)),
+                  "name a file that this user may read: --config FILE");
+  };
+  // A FIFO that nobody writes to must not keep us: O_NONBLOCK, of which a regular file takes no notice.
+  const core::UniqueFd fd(::open(path.c_str(), O_RDONLY | O_CLOEXEC | O_NONBLOCK | O_NOCTTY));
   if (!fd) return unreadable(errno);
+  struct stat info{};
+  if (::fstat(fd.get(), &info) != 0) return unreadable(errno);
+  if (!S_ISREG(info.st_mode))
+    return refuse("is not a regular file (but a directory, a pipe or a device)",
+                  "write the configuration into a file: --config FILE");
   std::string text;
   std::array<char, 65'536> chunk{};
   // One byte more than parse_config() takes is enough for it to refuse.
   while (text.size() <= kMaxYamlBytes) {
     const ssize_t got = ::read(fd.get(), chunk.data(), chunk.size());
+    if (got < 0 && errno == EINTR) continue;
     if (got < 0) return unreadable(errno);
     if (got == 0) break;
     text.append(chunk.data(), static_cast<std::size_t>(got));

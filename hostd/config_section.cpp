@@ -49,9 +49,18 @@ Section::Section(Section& parent, std::string_view key)
   open();
 }
 
+Section::Section(Section& parent, std::string_view key, Secret)
+    : problems_(parent.problems_), node_(parent.find(key)), path_(parent.path_of(key)), secret_(true) {
+  if (node_ == nullptr) node_ = &kEmpty;
+  open();
+}
+
 void Section::open() {
   if (node_->kind == YamlNode::Kind::scalar || node_->kind == YamlNode::Kind::sequence) {
-    wrong_type(*node_, path_, "a section");
+    if (secret_)
+      problems_->add(node_->line, path_, "must be a section", std::string(example_of("a section")));
+    else
+      wrong_type(*node_, path_, "a section");
     node_ = &kEmpty;
   }
   std::unordered_map<std::string_view, unsigned> first;
@@ -75,6 +84,7 @@ Section::~Section() {
 }
 
 std::string Section::path_of(std::string_view key) const {
+  if (secret_ && header_word(key) != key) return fmt::format("{}.{}...", path_, header_word(key));
   return path_.empty() ? std::string(key) : fmt::format("{}.{}", path_, key);
 }
 

@@ -35,6 +35,9 @@ class Section {
  public:
   Section(Problems& problems, const YamlNode& node, std::string path);
   Section(Section& parent, std::string_view key);
+  /// A section in which secrets may stand: neither its values nor odd keys are ever quoted.
+  struct Secret {};
+  Section(Section& parent, std::string_view key, Secret);
   Section(const Section&) = delete;
   Section& operator=(const Section&) = delete;
   ~Section();
@@ -116,6 +119,7 @@ class Section {
   std::string path_;
   std::vector<std::string_view> known_;
   bool any_key_ = false;
+  bool secret_ = false;
 };
 
 }  // namespace kvmscope::hostd

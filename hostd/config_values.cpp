@@ -1,17 +1,20 @@
 // SPDX-License-Identifier: Apache-2.0
 #include "hostd/config_values.h"
 
+#include <arpa/inet.h>
 #include <fmt/format.h>
 #include <sys/un.h>
 
 #include <algorithm>
 #include <charconv>
+#include <cstring>
 #include <filesystem>
 #include <limits>
 #include <numeric>
 #include <utility>
 #include <vector>
 
+#include "bpf/abi.h"
 #include "hostd/tenant_template.h"
 
 namespace kvmscope::hostd {
@@ -59,6 +62,9 @@ bool is_lower(char c) {
 bool is_alnum(char c) {
   return is_digit(c) || is_lower(c) || (c >= 'A' && c <= 'Z');
 }
+bool is_header_letter(char c) {
+  return is_alnum(c) || c == '-' || c == '_' || c == '.';
+}
 bool is_hex(char c) {
   return is_digit(c) || (c >= 'a' && c <= 'f') || (c >= 'A' && c <= 'F');
 }
@@ -67,10 +73,70 @@ Complaint complain(std::string_view what, std::string_view value, std::string_vi
   return {fmt::format("{} (got {})", what, quoted(value)), std::string(remedy)};
 }
 
+/// What a secret may have got into by mistake is not shown, not even in part: where it is wrong, and how.
+std::string_view kind_of(char c) {
+  if (static_cast<unsigned char>(c) >= 0x80) return "not ASCII";
+  if (is_control(c)) return "a control character";
+  return c == ' ' ? "a space" : "not allowed";
+}
+
+template <typename Allowed>
+std::optional<std::string> bad_byte(std::string_view value, Allowed allowed) {
+  const auto bad = std::ranges::find_if_not(value, allowed);
+  if (bad == value.end()) return std::nullopt;
+  return fmt::format("byte {} is {}", bad - value.begin() + 1, kind_of(*bad));
+}
+
+template <typename Address>
+std::optional<Address> parse_address(int family, std::string_view text) {
+  Address address{};
+  if (::inet_pton(family, std::string(text).c_str(), &address) != 1) return std::nullopt;
+  return address;
+}
+
+std::optional<std::string_view> wrong_with_path(std::string_view value) {
+  if (!value.starts_with('/')) return "must be an absolute path";
+  if (value.size() > 4000) return "must be at most 4000 bytes";
+  if (std::ranges::any_of(value, is_control)) return "must not hold control characters";
+  // A directory may be named with a slash at its end; a file that is called so by mistake is found when it is
+  // opened.
+  if (std::filesystem::path(value).lexically_normal().string() != value || value == "/")
+    return "must be a plain path, without \"..\", \".\" and double slashes";
+  return std::nullopt;
+}
+
+/// The first unknown `${...}`: where it begins, and what it is.
+struct Variable {
+  std::size_t at;
+  std::string_view text;
+};
+std::optional<Variable> unknown_variable(std::string_view value) {
+  for (std::size_t at = value.find("${"); at != std::string_view::npos; at = value.find("${", at + 1)) {
+    if (value.substr(at).starts_with(kTenantVariable)) continue;
+    const std::size_t end = value.find('}', at);
+    return Variable{at, value.substr(at, end == std::string_view::npos ? end : end - at + 1)};
+  }
+  return std::nullopt;
+}
+
+constexpr std::string_view kUnknownVariable = "names an unknown variable";
+constexpr std::string_view kKnownVariable = "write ${tenant.id}, the only one there is";
+
+std::optional<Complaint> check_hidden_variables(std::string_view value) {
+  const auto variable = unknown_variable(value);
+  if (!variable) return std::nullopt;
+  return Complaint{fmt::format("{} (at byte {})", kUnknownVariable, variable->at + 1),
+                   std::string(kKnownVariable)};
+}
+
+/// A name whose last label is a number would be taken for an address (RFC 3986, 3.2.2), so it must be one.
 bool is_host(std::string_view host) {
-  return !host.empty() && host.size() <= 253 &&
-         std::ranges::all_of(host, [](char c) { return is_alnum(c) || c == '-' || c == '.' || c == '_'; }) &&
-         is_alnum(host.front());
+  const bool legal =
+      !host.empty() && host.size() <= 253 && is_alnum(host.front()) &&
+      std::ranges::all_of(host, [](char c) { return is_alnum(c) || c == '-' || c == '.' || c == '_'; });
+  if (!legal) return false;
+  const std::string_view last = host.substr(host.rfind('.') + 1);
+  return !std::ranges::all_of(last, is_digit) || parse_address<in_addr>(AF_INET, host).has_value();
 }
 
 /// Host (an IPv6 address without its brackets) and port; nothing if it is not host:port.
@@ -89,8 +155,7 @@ std::optional<HostPort> split_endpoint(std::string_view value) {
   std::string_view host = value.substr(0, colon);
   if (host.size() > 2 && host.front() == '[' && host.back() == ']') {
     host = host.substr(1, host.size() - 2);
-    if (!std::ranges::all_of(host, [](char c) { return is_hex(c) || c == ':' || c == '.'; }))
-      return std::nullopt;
+    if (!parse_address<in6_addr>(AF_INET6, host)) return std::nullopt;
     return HostPort{host, true};
   }
   if (!is_host(host)) return std::nullopt;
@@ -184,16 +249,9 @@ std::optional<Complaint> check_name(std::string_view value) {
 }
 
 std::optional<Complaint> check_path(std::string_view value) {
-  constexpr std::string_view kRemedy = "write the whole path from / on, without detours";
-  if (!value.starts_with('/')) return complain("must be an absolute path", value, kRemedy);
-  if (value.size() > 4000) return complain("must be at most 4000 bytes", value, "shorten it");
-  if (std::ranges::any_of(value, is_control))
-    return complain("must not hold control characters", value, kRemedy);
-  // A directory may be named with a slash at its end; a file that is called so by mistake is found when it is
-  // opened.
-  if (std::filesystem::path(value).lexically_normal().string() != value || value == "/")
-    return complain("must be a plain path, without \"..\", \".\" and double slashes", value, kRemedy);
-  return std::nullopt;
+  const auto wrong = wrong_with_path(value);
+  if (!wrong) return std::nullopt;
+  return complain(*wrong, value, "write the whole path from / on, without detours");
 }
 
 std::optional<Complaint> check_optional_path(std::string_view value) {
@@ -209,14 +267,21 @@ std::optional<Complaint> check_socket_path(std::string_view value) {
 
 std::optional<Complaint> check_libvirt_uri(std::string_view value) {
   if (value.starts_with("qemu:///") || value.starts_with("qemu+unix:///")) return check_label(value);
-  return complain("must be this host's own QEMU driver", value, "write qemu:///system");
+  constexpr std::string_view kMessage = "must be this host's own QEMU driver";
+  if (value.find('@') != std::string_view::npos)  // user:password@
+    return Complaint{std::string(kMessage), "write qemu:///system"};
+  return complain(kMessage, value, "write qemu:///system");
 }
 
 std::optional<Complaint> check_qemu_name(std::string_view value) {
   const std::string_view stem = value.ends_with('*') ? value.substr(0, value.size() - 1) : value;
-  if (stem.empty() || stem.find_first_of("/*") != std::string_view::npos || value.size() > 63)
+  if (stem.empty() || stem.find_first_of("/*") != std::string_view::npos)
     return complain("must be a file's name, with a '*' at its end at most", value,
                     "write for example qemu-system-*");
+  // As long as the programs compare.
+  if (stem.size() >= KV_NAME_BYTES)
+    return complain(fmt::format("must be at most {} characters", KV_NAME_BYTES - 1), value,
+                    fmt::format("write how it begins, with a '*': {}*", stem.substr(0, KV_NAME_BYTES - 1)));
   return check_label(value);
 }
 
@@ -249,6 +314,10 @@ std::optional<Complaint> check_pattern(std::string_view value) {
 
 std::optional<Complaint> check_endpoint(std::string_view value) {
   constexpr std::string_view kRemedy = "write for example collector.example:4317";
+  if (value.find('@') != std::string_view::npos)
+    return Complaint{
+        "must be host:port, without a user or a password before an '@'",
+        "write for example collector.example:4317, and name a file with the token in token_file"};
   if (value.find("${") != std::string_view::npos)
     return complain(
         "must be the same for all tenants", value,
@@ -269,49 +338,76 @@ std::optional<Complaint> check_header_name(std::string_view value) {
   const bool good = !value.empty() && value.size() <= 128 && std::ranges::all_of(value, [](char c) {
     return is_lower(c) || is_digit(c) || c == '-' || c == '_' || c == '.';
   });
-  if (!good)
-    return complain("must be a header's name in lower case: letters, digits, '-', '_', '.'", value,
-                    "write for example x-tenant-id");
+  if (!good) {
+    constexpr std::string_view kMessage =
+        "must be a header's name in lower case: letters, digits, '-', '_', '.'";
+    constexpr std::string_view kRemedy = "write for example x-tenant-id";
+    // Who wrote the whole header as its name wrote the value, too.
+    if (auto bad = bad_byte(value, is_header_letter))
+      return Complaint{fmt::format("{} ({})", kMessage, *bad), std::string(kRemedy)};
+    return complain(kMessage, value, kRemedy);
+  }
   if (value == "authorization")
     return Complaint{"secrets do not belong into this file",
                      "put the token into a file and name it in token_file"};
   if (value.ends_with("-bin"))
     return complain("must not end in -bin, which gRPC keeps for binary values", value, "choose another name");
-  constexpr std::string_view kTaken[] = {"content-type", "content-length", "host",       "te",
-                                         "user-agent",   "connection",     "keep-alive", "transfer-encoding"};
+  constexpr std::string_view kTaken[] = {
+      "content-type", "content-length",   "host",    "te",      "user-agent",       "connection",
+      "keep-alive",   "proxy-connection", "trailer", "upgrade", "transfer-encoding"};
   if (value.starts_with("grpc-") || std::ranges::find(kTaken, value) != std::end(kTaken))
     return complain("is set by the transport itself", value, "choose another name");
   return std::nullopt;
 }
 
 std::optional<Complaint> check_header_value(std::string_view value) {
-  const bool good = value.size() <= 1024 &&
-                    std::ranges::all_of(value, [](char c) { return c >= 0x20 && c < 0x7f; }) &&
-                    !value.starts_with(' ') && !value.ends_with(' ');
-  if (!good)
-    return complain("must be at most 1024 printable ASCII characters, without spaces around", value,
-                    "write a plain word");
-  return check_variables(value);
+  std::optional<std::string> wrong;
+  if (value.size() > 1024)
+    wrong = fmt::format("it has {}", value.size());
+  else if (auto bad = bad_byte(value, [](char c) { return c >= 0x20 && c < 0x7f; }))
+    wrong = std::move(bad);
+  else if (value.starts_with(' '))
+    wrong = "byte 1 is a space";
+  else if (value.ends_with(' '))
+    wrong = fmt::format("byte {} is a space", value.size());
+  if (wrong)
+    return Complaint{
+        fmt::format("must be at most 1024 printable ASCII characters, without spaces around ({})", *wrong),
+        "write a plain word"};
+  return check_hidden_variables(value);
+}
+
+std::optional<Complaint> check_credential_path(std::string_view value) {
+  if (value.empty()) return std::nullopt;
+  if (auto complaint = check_hidden_variables(value)) return complaint;
+  const auto wrong = wrong_with_path(value);
+  if (!wrong) return std::nullopt;
+  // The secret itself may stand here instead of its file.
+  const auto bad = bad_byte(value, [](char c) { return !is_control(c); });
+  return Complaint{bad ? fmt::format("{} ({})", *wrong, *bad) : std::string(*wrong),
+                   "put it into a file, and write that file's whole path from / on"};
 }
 
 std::optional<Complaint> check_variables(std::string_view value) {
-  for (std::size_t at = value.find("${"); at != std::string_view::npos; at = value.find("${", at + 1)) {
-    if (value.substr(at).starts_with(kTenantVariable)) continue;
-    const std::size_t end = value.find('}', at);
-    const std::string_view variable = value.substr(at, end == std::string_view::npos ? end : end - at + 1);
-    return complain("names an unknown variable", variable, "write ${tenant.id}, the only one there is");
-  }
-  return std::nullopt;
+  const auto variable = unknown_variable(value);
+  return variable ? std::optional(complain(kUnknownVariable, variable->text, kKnownVariable)) : std::nullopt;
+}
+
+std::string_view header_word(std::string_view name) {
+  return name.substr(
+      0, static_cast<std::size_t>(std::ranges::find_if_not(name, is_header_letter) - name.begin()));
 }
 
 bool is_loopback(std::string_view endpoint) {
   const auto parts = split_endpoint(endpoint);
   if (!parts) return false;
-  if (parts->ipv6) return parts->host == "::1";
-  if (parts->host == "localhost") return true;
+  if (parts->ipv6) {
+    const auto address = parse_address<in6_addr>(AF_INET6, parts->host);
+    return address && std::memcmp(&*address, &in6addr_loopback, sizeof(in6_addr)) == 0;
+  }
   // 127.0.0.0/8 in numbers only: 127.evil.example is not loopback.
-  return parts->host.starts_with("127.") && std::ranges::count(parts->host, '.') == 3 &&
-         std::ranges::all_of(parts->host, [](char c) { return is_digit(c) || c == '.'; });
+  const auto address = parse_address<in_addr>(AF_INET, parts->host);
+  return address ? ntohl(address->s_addr) >> 24 == IN_LOOPBACKNET : parts->host == "localhost";
 }
 
 }  // namespace kvmscope::hostd

@@ -32,7 +32,7 @@ struct Complaint {
   std::string message;
   std::string remedy;
 };
-/// Nothing, if the value is fine.
+/// Nothing, if the value is fine. Messages quote the value unless it may be a secret.
 using Check = std::optional<Complaint> (*)(std::string_view value);
 
 std::optional<Complaint> check_label(std::string_view value);  ///< printable, at most 256 bytes, may be empty
@@ -47,9 +47,18 @@ std::optional<Complaint> check_pattern(std::string_view value);    ///< shell wi
 std::optional<Complaint> check_endpoint(std::string_view value);   ///< host:port
 std::optional<Complaint> check_host_name(std::string_view value);  ///< or empty
 std::optional<Complaint> check_header_name(std::string_view value);
+
+// What may be a secret, or have one in it by mistake: complaints name the place of the bad byte and its kind,
+// never any of the value.
 std::optional<Complaint> check_header_value(std::string_view value);
+/// A path with ${tenant.id}, or empty: of a token, a key or a certificate.
+std::optional<Complaint> check_credential_path(std::string_view value);
+
 /// Every `${...}` in it is `${tenant.id}`.
 std::optional<Complaint> check_variables(std::string_view value);
+
+/// The beginning of a header's name that can be shown: up to the first byte that no name has.
+std::string_view header_word(std::string_view name);
 
 /// Whether an endpoint that check_endpoint() accepts stays on this host.
 bool is_loopback(std::string_view endpoint);

@@ -10,8 +10,10 @@ namespace {
 
 /// Ended epochs kept for streams that do not take them; about a KiB each without histograms, some ten with.
 constexpr std::size_t kMaxClosed = 20'000;
-/// Event records of one interval; what a failing disk sends beyond is counted, not kept.
-constexpr std::size_t kMaxLogs = 10'000;
+/// Event records of one VM in one interval; what a failing disk sends beyond is counted, not kept.
+constexpr std::size_t kMaxLogs = 200;
+/// A receiver that says so often that it will never take an ended epoch's last values is believed.
+constexpr unsigned kMaxRefusals = 3;
 
 std::uint64_t thread_cpu_ns() {
   timespec now{};
@@ -53,9 +55,10 @@ core::LogRecord io_error_record(const bpf::IoErrorEvent& event, std::uint64_t un
 
 }  // namespace
 
-ExportCycle::ExportCycle(const Config& config, tenancy::Registry& registry, SlotKeeper& keeper,
-                         StreamSet& streams, TopTracker& top, const core::Clock& clock)
+ExportCycle::ExportCycle(const Config& config, std::string boot_id, tenancy::Registry& registry,
+                         SlotKeeper& keeper, StreamSet& streams, TopTracker& top, const core::Clock& clock)
     : config_(config),
+      boot_id_(std::move(boot_id)),
       registry_(registry),
       keeper_(keeper),
       streams_(streams),
@@ -109,7 +112,7 @@ core::Resource ExportCycle::daemon_resource(const core::TenantId& tenant) const 
   out.push_back({"service.name", "kvmscope.hostd"});
   // Opaque to a tenant, yet another for each host: heartbeats of two hosts must not run into each other.
   const std::string instance =
-      operators ? config_.host.id : tenancy::epoch_id(config_.host.id, {}, {}, tenant).value;
+      operators ? config_.host.id : tenancy::epoch_id(boot_id_, {config_.host.id}, {}, tenant).value;
   out.push_back({"service.instance.id", instance});
   if (!operators) out.push_back({"cloud.account.id", tenant.value});
   if (!config_.host.region.empty()) out.push_back({"cloud.region", config_.host.region});
@@ -130,84 +133,100 @@ void ExportCycle::add_epoch(const tenancy::Epoch& epoch, Interval& interval) {
   // Without an id nobody has been named its reader yet: what it counts is kept for whoever it turns out to
   // be.
   if (epoch.id.value.empty()) return;
+  Closed* closed = nullptr;
+  if (epoch.state == tenancy::EpochState::closed) {
+    closed = &closed_state(epoch, interval.unix_ns);
+    if (!closed->due() && !closed->ended()) return;  // on its way on one stream, and taken by the other
+  }
   const EpochData* data = keeper_.data(epoch);
-  if (data == nullptr) return;
+  if (data == nullptr) {
+    if (closed != nullptr) interval.finished.push_back(epoch.serial);
+    return;
+  }
+  if (!epoch.tenant.value.empty()) end_former(epoch, *data, interval);
   reading_.read(data->live ? &*data->live : nullptr, data->totals, data->devices);
-  if (!epoch.former_id.value.empty()) end_former(epoch, interval);
-  if (epoch.state == tenancy::EpochState::closed) return add_closed(epoch, *data, interval);
+  if (closed != nullptr) return add_closed(epoch, *closed, interval);
 
   top_.observe(epoch, reading_.rows(), interval.monotonic_ns);
   points_.clear();
-  reading_.points(epoch.start_unix_ns, interval.unix_ns, points_);
+  reading_.points(epoch.start_unix_ns, std::max(interval.unix_ns, epoch.start_unix_ns), points_);
   const bool has_tenant = !epoch.tenant.value.empty();
   if (has_tenant) ++tenant_outgoing(epoch.tenant, interval).vms;
   if (points_.empty()) return;
   const exporters::EncodedScope scope = exporters::encode_metrics(points_);
   if (has_tenant) add_to(tenant_outgoing(epoch.tenant, interval), vm_resource(epoch, false), scope);
-  add_to(interval.operators, vm_resource(epoch, true), scope);
+  const core::Resource resource = vm_resource(epoch, true);
+  add_to(interval.operators, resource, scope);
+  if (!has_tenant) unattributed_[epoch.serial] = {resource, data->devices};
 }
 
-/// An unattributed VM was adopted: all it counted is in its owner's series, so the operator's old ones end.
-void ExportCycle::end_former(const tenancy::Epoch& epoch, Interval& interval) {
-  if (!streams_.wanted(kOperator) || !former_ended_.insert(epoch.serial).second) return;
+/// An unattributed VM was adopted: all it counted is in its owner's series, so the operator's old ones end,
+/// called what they were called.
+void ExportCycle::end_former(const tenancy::Epoch& epoch, const EpochData& data, Interval& interval) {
+  const auto former = unattributed_.extract(epoch.serial);
+  if (former.empty() || !streams_.wanted(kOperator)) return;
+  reading_.read(data.live ? &*data.live : nullptr, data.totals, former.mapped().devices);
   points_.clear();
-  reading_.end_points(epoch.start_unix_ns, interval.unix_ns, points_);
+  reading_.end_points(epoch.start_unix_ns, std::max(interval.unix_ns, epoch.start_unix_ns), points_);
   if (points_.empty()) return;
-  tenancy::Epoch former = epoch;
-  former.id = epoch.former_id;
-  former.tenant = {};
-  former.tenancy_source.clear();
-  add_to(interval.operators, vm_resource(former, true), exporters::encode_metrics(points_));
+  add_to(interval.operators, former.mapped().resource, exporters::encode_metrics(points_));
 }
 
-void ExportCycle::add_closed(const tenancy::Epoch& epoch, const EpochData& data, Interval& interval) {
-  auto [found, first] = closed_.try_emplace(epoch.serial);
+ExportCycle::Closed& ExportCycle::closed_state(const tenancy::Epoch& epoch, std::uint64_t unix_ns) {
+  const auto [found, first] = closed_.try_emplace(epoch.serial);
   Closed& closed = found->second;
-  if (first) {
-    top_.forget(epoch);
-    closed.id = epoch.id;
-    closed.final_unix_ns = std::max(interval.unix_ns, epoch.end_unix_ns);
-    if (epoch.tenant.value.empty() || !streams_.wanted(epoch.tenant)) closed.tenant = Delivery::done;
-    if (!streams_.wanted(kOperator)) closed.operators = Delivery::done;
-  }
-  const bool over = reading_.rows().empty() || data.devices.empty();
-  const bool ended = closed.tenant == Delivery::done && closed.operators == Delivery::done;
+  if (!first) return closed;
+  top_.forget(epoch);
+  closed.final_unix_ns = std::max({unix_ns, epoch.end_unix_ns, epoch.start_unix_ns});
+  if (epoch.tenant.value.empty() || !streams_.wanted(epoch.tenant)) closed.tenant = Delivery::done;
+  if (!streams_.wanted(kOperator)) closed.operators = Delivery::done;
+  return closed;
+}
+
+void ExportCycle::add_closed(const tenancy::Epoch& epoch, Closed& closed, Interval& interval) {
+  const bool ended = closed.ended();
   points_.clear();
   if (ended) {
-    reading_.end_points(epoch.start_unix_ns, interval.unix_ns, points_);
+    reading_.end_points(epoch.start_unix_ns, std::max(interval.unix_ns, closed.final_unix_ns), points_);
   } else {
     reading_.points(epoch.start_unix_ns, closed.final_unix_ns, points_);
   }
-  if (over || ended) interval.finished.push_back(epoch.serial);
-  if (over || points_.empty()) return;
+  if (points_.empty() || ended) interval.finished.push_back(epoch.serial);
+  if (points_.empty()) return;
 
   const exporters::EncodedScope scope = exporters::encode_metrics(points_);
-  if (!epoch.tenant.value.empty() && streams_.wanted(epoch.tenant) &&
-      (ended || closed.tenant == Delivery::due)) {
-    Outgoing& outgoing = tenant_outgoing(epoch.tenant, interval);
-    add_to(outgoing, vm_resource(epoch, false), scope);
+  for (const bool operators : {false, true}) {
+    const core::TenantId& reader = operators ? kOperator : epoch.tenant;
+    const Delivery delivery = operators ? closed.operators : closed.tenant;
+    if (reader.value.empty() || !streams_.wanted(reader)) continue;
+    if (!ended && delivery != Delivery::due) continue;
+    Outgoing& outgoing = closed.refusals > 0 ? interval.refused.try_emplace(reader, reader).first->second
+                         : operators         ? interval.operators
+                                             : tenant_outgoing(reader, interval);
+    add_to(outgoing, vm_resource(epoch, operators), scope);
     if (!ended) outgoing.finals.push_back(epoch.serial);
-  }
-  if (streams_.wanted(kOperator) && (ended || closed.operators == Delivery::due)) {
-    add_to(interval.operators, vm_resource(epoch, true), scope);
-    if (!ended) interval.operators.finals.push_back(epoch.serial);
   }
 }
 
 void ExportCycle::delivered(const std::vector<std::uint64_t>& finals, bool operators,
                             exporters::Stream::Outcome outcome) {
-  const Delivery now = outcome == exporters::Stream::Outcome::acknowledged ? Delivery::done : Delivery::due;
+  using Outcome = exporters::Stream::Outcome;
   for (const std::uint64_t serial : finals) {
-    const auto closed = closed_.find(serial);
-    if (closed == closed_.end()) continue;
-    (operators ? closed->second.operators : closed->second.tenant) = now;
+    const auto found = closed_.find(serial);
+    if (found == closed_.end()) continue;
+    Closed& closed = found->second;
+    const bool given_up = outcome == Outcome::refused && ++closed.refusals >= kMaxRefusals;
+    if (given_up) ++closed_lost_;
+    (operators ? closed.operators : closed.tenant) =
+        outcome == Outcome::acknowledged || given_up ? Delivery::done : Delivery::due;
   }
 }
 
-void ExportCycle::submit(Outgoing outgoing, bool operators) {
+void ExportCycle::submit(Outgoing outgoing) {
   if (outgoing.batch.empty()) return;
   exporters::Stream* stream = streams_.get(outgoing.batch.tenant());
   if (stream == nullptr) return;  // ended epochs stay due and are offered again
+  const bool operators = outgoing.batch.tenant() == kOperator;
   for (const std::uint64_t serial : outgoing.finals) {
     Closed& closed = closed_.at(serial);
     (operators ? closed.operators : closed.tenant) = Delivery::queued;
@@ -219,64 +238,65 @@ void ExportCycle::submit(Outgoing outgoing, bool operators) {
 }
 
 void ExportCycle::on_io_error(core::SlotIdentity identity, const bpf::IoErrorEvent& event) {
-  if (logs_.size() >= kMaxLogs) {
-    ++logs_lost_;
+  PendingLogs& pending = logs_[identity.generation];
+  if (pending.records.size() >= kMaxLogs) {
+    ++pending.lost;
     return;
   }
   const std::uint64_t age_ns = clock_.monotonic_ns() - std::min(event.monotonic_ns, clock_.monotonic_ns());
-  logs_.push_back({identity.generation, event, clock_.unix_ns() - age_ns});
+  pending.records.push_back({event, clock_.unix_ns() - age_ns});
 }
 
 void ExportCycle::send_logs() {
   if (logs_.empty()) return;
-  std::unordered_map<core::Generation, std::vector<PendingLog>> by_epoch;
-  for (PendingLog& log : logs_) by_epoch[log.generation].push_back(log);
-  logs_.clear();
-
+  std::unordered_map<core::Generation, PendingLogs> pending = std::exchange(logs_, {});
   std::map<core::TenantId, exporters::Batch> batches;
   for (const tenancy::Epoch* epoch : registry_.epochs()) {
-    const auto found = by_epoch.find(keeper_.generation(*epoch));
-    if (found == by_epoch.end()) continue;
+    auto found = pending.extract(keeper_.generation(*epoch));
+    if (found.empty()) continue;
     if (epoch->id.value.empty()) {  // not named yet: kept for its owner
-      logs_.insert(logs_.end(), found->second.begin(), found->second.end());
-      by_epoch.erase(found);
+      logs_.insert(std::move(found));
       continue;
     }
+    logs_lost_[epoch->tenant.value.empty() ? kOperator : epoch->tenant] += found.mapped().lost;
     const EpochData* data = keeper_.data(*epoch);
     for (const bool operators : {false, true}) {
       const core::TenantId& reader = operators ? kOperator : epoch->tenant;
       if (reader.value.empty() || data == nullptr) continue;
       std::vector<core::LogRecord> records;
-      for (const PendingLog& log : found->second) {
+      for (const PendingLog& log : found.mapped().records) {
         records.push_back(
             io_error_record(log.event, log.unix_ns, device_name(*data, log.event.dev), operators));
       }
       const auto batch = batches.try_emplace(reader, reader, exporters::Signal::logs).first;
       batch->second.add(vm_resource(*epoch, operators), exporters::encode_logs(records), records.size());
     }
-    by_epoch.erase(found);
   }
   // What is left belonged to no VM: a capability probe, a process that was discarded.
   for (auto& [tenant, batch] : batches) {
     exporters::Stream* stream = streams_.get(tenant);
     const std::size_t items = batch.items();
     if (stream == nullptr) {
-      if (streams_.wanted(tenant)) logs_lost_ += items;
+      if (streams_.wanted(tenant)) logs_lost_[tenant] += items;
       continue;
     }
-    stream->submit(std::move(batch), [this, items](exporters::Stream::Outcome outcome) {
-      if (outcome == exporters::Stream::Outcome::dropped) logs_lost_ += items;
+    stream->submit(std::move(batch), [this, items, reader = tenant](exporters::Stream::Outcome outcome) {
+      if (outcome != exporters::Stream::Outcome::acknowledged) logs_lost_[reader] += items;
     });
   }
+}
+
+void ExportCycle::forget(std::uint64_t serial) {
+  if (const tenancy::Epoch* epoch = registry_.by_serial(serial)) keeper_.forget(*epoch);
+  unattributed_.erase(serial);
+  closed_.erase(serial);
 }
 
 void ExportCycle::limit_closed() {
   while (closed_.size() > kMaxClosed) {
     const auto oldest = std::ranges::min_element(
         closed_, std::less<>{}, [](const auto& entry) { return entry.second.final_unix_ns; });
-    if (const tenancy::Epoch* epoch = registry_.by_id(oldest->second.id)) keeper_.forget(*epoch);
-    former_ended_.erase(oldest->first);
-    closed_.erase(oldest);
+    forget(oldest->first);
     ++closed_lost_;
   }
 }
@@ -296,28 +316,25 @@ void ExportCycle::run(SelfReading self) {
     if (!streams_.wanted(tenant)) continue;
     points_ = heartbeat_points(cycles_, outgoing.vms, start_unix_ns_, interval.unix_ns);
     add_to(outgoing, daemon_resource(tenant), exporters::encode_metrics(points_));
-    submit(std::move(outgoing), false);
+    submit(std::move(outgoing));
   }
   if (streams_.wanted(kOperator)) {
     self.cycles = cycles_;
     self.cycle_ns = last_cycle_ns_;
     self.closed_epochs_waiting = closed_.size();
     self.closed_epochs_lost = closed_lost_;
-    self.logs_lost = logs_lost_;
+    for (const auto& [tenant, records] : logs_lost_) {
+      self.logs_lost.push_back({tenant == kOperator ? std::string() : tenant.value, records});
+    }
     std::deque<std::string> strings;
     points_ = self_points(self, start_unix_ns_, interval.unix_ns, strings);
     add_to(interval.operators, daemon_resource(kOperator), exporters::encode_metrics(points_));
-    submit(std::move(interval.operators), true);
+    submit(std::move(interval.operators));
   }
+  for (auto& [tenant, outgoing] : interval.refused) submit(std::move(outgoing));
   send_logs();
 
-  for (const std::uint64_t serial : interval.finished) {
-    const auto closed = closed_.find(serial);
-    if (closed == closed_.end()) continue;
-    if (const tenancy::Epoch* epoch = registry_.by_id(closed->second.id)) keeper_.forget(*epoch);
-    former_ended_.erase(serial);
-    closed_.erase(closed);
-  }
+  for (const std::uint64_t serial : interval.finished) forget(serial);
   limit_closed();
   last_cycle_ns_ = thread_cpu_ns() - cpu_before;
 }

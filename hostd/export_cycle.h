@@ -5,7 +5,6 @@
 #include <map>
 #include <string>
 #include <unordered_map>
-#include <unordered_set>
 #include <vector>
 
 #include "bpf/tracer.h"
@@ -27,8 +26,9 @@ namespace kvmscope::hostd {
 /// never a count. Threads: the loop's only.
 class ExportCycle {
  public:
-  ExportCycle(const Config& config, tenancy::Registry& registry, SlotKeeper& keeper, StreamSet& streams,
-              TopTracker& top, const core::Clock& clock);
+  /// `boot_id` makes the heartbeats' instance ids: no tenant knows it.
+  ExportCycle(const Config& config, std::string boot_id, tenancy::Registry& registry, SlotKeeper& keeper,
+              StreamSet& streams, TopTracker& top, const core::Clock& clock);
 
   /// One interval: reads and submits. `self` is completed with the cycle's own figures and goes to the
   /// operator.
@@ -41,15 +41,27 @@ class ExportCycle {
   /// How far an ended epoch's last values have come on one stream.
   enum class Delivery { due, queued, done };
   struct Closed {
-    core::EpochId id;
     std::uint64_t final_unix_ns = 0;  ///< time of the last values: the same at every repetition
     Delivery tenant = Delivery::due;
     Delivery operators = Delivery::due;
+    unsigned refusals = 0;
+    bool ended() const { return tenant == Delivery::done && operators == Delivery::done; }
+    bool due() const { return tenant == Delivery::due || operators == Delivery::due; }
   };
   struct PendingLog {
-    core::Generation generation;
     bpf::IoErrorEvent event;
     std::uint64_t unix_ns = 0;
+  };
+  /// One VM's failed requests since they were last sent. Bounded by itself: no VM's errors push out
+  /// another's.
+  struct PendingLogs {
+    std::vector<PendingLog> records;
+    std::uint64_t lost = 0;
+  };
+  /// How the operator saw a VM while nobody owned it.
+  struct Unattributed {
+    core::Resource resource;
+    std::vector<DeviceLabel> devices;
   };
   /// Batches of one interval by stream, and whose last values each holds.
   struct Outgoing {
@@ -63,24 +75,29 @@ class ExportCycle {
     std::uint64_t monotonic_ns = 0;
     std::map<core::TenantId, Outgoing> tenants;
     Outgoing operators{kOperator};
+    /// Last values that a receiver refused once: apart, so that it cannot refuse the others for their sake.
+    std::map<core::TenantId, Outgoing> refused;
     std::vector<std::uint64_t> finished;  ///< epochs' serials
   };
 
   void add_epoch(const tenancy::Epoch& epoch, Interval& interval);
-  void add_closed(const tenancy::Epoch& epoch, const EpochData& data, Interval& interval);
-  void end_former(const tenancy::Epoch& epoch, Interval& interval);
+  void add_closed(const tenancy::Epoch& epoch, Closed& closed, Interval& interval);
+  void end_former(const tenancy::Epoch& epoch, const EpochData& data, Interval& interval);
+  Closed& closed_state(const tenancy::Epoch& epoch, std::uint64_t unix_ns);
   void add_to(Outgoing& outgoing, const core::Resource& resource, const exporters::EncodedScope& scope);
   Outgoing& tenant_outgoing(const core::TenantId& tenant, Interval& interval);
-  void submit(Outgoing outgoing, bool operators);
+  void submit(Outgoing outgoing);
   void delivered(const std::vector<std::uint64_t>& finals, bool operators,
                  exporters::Stream::Outcome outcome);
   void send_logs();
+  void forget(std::uint64_t serial);
   void limit_closed();
 
   core::Resource vm_resource(const tenancy::Epoch& epoch, bool operators) const;
   core::Resource daemon_resource(const core::TenantId& tenant) const;
 
   const Config& config_;
+  const std::string boot_id_;
   tenancy::Registry& registry_;
   SlotKeeper& keeper_;
   StreamSet& streams_;
@@ -89,12 +106,12 @@ class ExportCycle {
   const std::uint64_t start_unix_ns_;
   VmReading reading_;
   std::vector<core::Point> points_;
-  std::unordered_map<std::uint64_t, Closed> closed_;  ///< by the epoch's serial
-  std::unordered_set<std::uint64_t> former_ended_;  ///< serials of adopted epochs whose old series are closed
-  std::vector<PendingLog> logs_;
+  std::unordered_map<std::uint64_t, Closed> closed_;              ///< by the epoch's serial
+  std::unordered_map<std::uint64_t, Unattributed> unattributed_;  ///< by serial, until adopted or forgotten
+  std::unordered_map<core::Generation, PendingLogs> logs_;
   std::uint64_t cycles_ = 0;
   std::uint64_t closed_lost_ = 0;
-  std::uint64_t logs_lost_ = 0;
+  std::map<core::TenantId, std::uint64_t> logs_lost_;
   std::uint64_t last_cycle_ns_ = 0;
 };
 

@@ -3,6 +3,7 @@
 #include <sys/resource.h>
 
 #include <CLI/CLI.hpp>
+#include <csignal>
 #include <cstdio>
 #include <exception>
 #include <string>
@@ -47,6 +48,8 @@ int run(int argc, char** argv) {
   }
   if (config->host.id.empty()) config->host.id = default_host_id();
   forbid_core_dumps();
+  // Whoever reads our log or our replies may go away in the middle: that is an error of write(), not our end.
+  std::signal(SIGPIPE, SIG_IGN);
   init_logging(config->log);
   auto app = App::start(std::move(*config));
   if (!app) {

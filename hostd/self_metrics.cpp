@@ -181,9 +181,11 @@ std::vector<core::Point> self_points(const SelfReading& reading, std::uint64_t s
     points.add(kRingDropped, ring.dropped, {{"tenant", ring.tenant}});
   }
   add_registry(reading.registry, points);
+  const auto stream_name = [&strings](const std::string& tenant) -> std::string_view {
+    return strings.emplace_back(tenant.empty() ? "operator" : "tenant/" + tenant);
+  };
   for (const SelfReading::StreamFigures& stream : reading.streams) {
-    add_stream(stream.stats,
-               strings.emplace_back(stream.tenant.empty() ? "operator" : "tenant/" + stream.tenant), points);
+    add_stream(stream.stats, stream_name(stream.tenant), points);
   }
   points.add(kDomains, reading.domains_running, {{"state", "running"}});
   points.add(kDomains, reading.domains_traced, {{"state", "traced"}});
@@ -193,7 +195,9 @@ std::vector<core::Point> self_points(const SelfReading& reading, std::uint64_t s
   points.add(kLibvirt, reading.libvirt_connected ? 1 : 0);
   points.add(kClosedWaiting, reading.closed_epochs_waiting);
   points.add(kClosedLost, reading.closed_epochs_lost);
-  points.add(kLogsLost, reading.logs_lost);
+  for (const SelfReading::LogsLost& lost : reading.logs_lost) {
+    points.add(kLogsLost, lost.records, {{"stream", stream_name(lost.tenant)}});
+  }
   points.add_seconds(kCycleTime, reading.cycle_ns);
   points.add_seconds(kCpu, reading.cpu_ns);
   points.add(kMemory, reading.resident_bytes);

@@ -40,7 +40,11 @@ struct SelfReading {
   bool libvirt_connected = false;
   std::uint64_t closed_epochs_waiting = 0;  ///< their last values are not acknowledged by every stream yet
   std::uint64_t closed_epochs_lost = 0;     ///< given up because too many waited
-  std::uint64_t logs_lost = 0;              ///< event records dropped between ring and stream
+  struct LogsLost {
+    std::string tenant;  ///< empty: the operator's
+    std::uint64_t records = 0;
+  };
+  std::vector<LogsLost> logs_lost;  ///< event records dropped between ring and stream
   std::uint64_t cycles = 0;
   std::uint64_t cycle_ns = 0;  ///< CPU time of the last reading and encoding
   std::uint64_t cpu_ns = 0;    ///< of the process

@@ -12,9 +12,11 @@
 namespace kvmscope::hostd {
 namespace {
 
+constexpr std::uint64_t kMaxInFlightNs = 120'000'000'000;
+
 /// Device mapper, zram and their kind have no request queue: their sysfs directory has no mq below it.
-bool is_bio_based(const core::Disk& disk) {
-  const std::string device = std::to_string(disk.device_major) + ":" + std::to_string(disk.device_minor);
+bool is_bio_based(std::uint32_t major, std::uint32_t minor) {
+  const std::string device = std::to_string(major) + ":" + std::to_string(minor);
   std::error_code ignored;
   const auto directory = std::filesystem::canonical("/sys/dev/block/" + device, ignored);
   if (ignored) return false;
@@ -22,11 +24,12 @@ bool is_bio_based(const core::Disk& disk) {
   return !std::filesystem::exists((partition ? directory.parent_path() : directory) / "mq", ignored);
 }
 
-std::vector<bpf::DiskKey> keys_of(const std::vector<core::Disk>& disks) {
+std::vector<bpf::DiskKey> keys_of_all(const std::vector<core::Disk>& disks) {
   std::vector<bpf::DiskKey> keys;
   for (const core::Disk& disk : disks) {
-    const auto key = key_of(disk);
-    if (key && std::ranges::find(keys, *key) == keys.end()) keys.push_back(*key);
+    for (const bpf::DiskKey key : keys_of(disk)) {
+      if (std::ranges::find(keys, key) == keys.end()) keys.push_back(key);
+    }
   }
   return keys;
 }
@@ -100,19 +103,30 @@ void SlotKeeper::apply(const tenancy::BindTasks& action) {
 }
 
 void SlotKeeper::apply(const tenancy::NumberDisks& action) {
-  if (std::ranges::any_of(action.disks, [](const core::Disk& disk) {
-        return disk.backing != core::DiskBacking::invisible && is_bio_based(disk);
+  const auto needs_bios = [](const auto& image) {
+    return image.backing != core::DiskBacking::invisible &&
+           is_bio_based(image.device_major, image.device_minor);
+  };
+  if (std::ranges::any_of(action.disks, [&](const core::Disk& disk) {
+        return needs_bios(disk) || std::ranges::any_of(disk.more_images, needs_bios);
       })) {
     check("trace devices without requests", tracer_.need_bio_devices());
   }
-  const auto devs = tracer_.number_disks(action.identity, keys_of(action.disks));
+  const auto devs = tracer_.number_disks(action.identity, keys_of_all(action.disks));
   if (!devs) return report_("number disks", devs.error());
   // The kernel numbers at first sight what libvirt does not list too, so numbers may exceed the count of
   // disks.
-  if (!devs->empty()) grow(action.identity, static_cast<std::uint16_t>(*std::ranges::max_element(*devs) + 2));
+  if (devs->empty()) return;
+  const auto rows = static_cast<std::uint16_t>(*std::ranges::max_element(*devs) + 2);
+  grow(action.identity, std::min(rows, action.max_rows));
 }
 
 void SlotKeeper::apply(const tenancy::Grow& action) {
+  const auto epoch = epochs_.find(action.identity.generation);
+  const bool large_enough = epoch != epochs_.end() && epoch->second.live &&
+                            !growing_.contains(action.identity) &&
+                            action.disks <= epoch->second.live->shape().disks;
+  if (large_enough) return carry_out(registry_.on_grown(action.identity, true, now()));
   grow(action.identity, action.disks);
 }
 
@@ -162,10 +176,29 @@ void SlotKeeper::apply(const tenancy::Discard& action) {
   drain(action.identity, true);
 }
 
+void SlotKeeper::tick() {
+  carry_out(registry_.tick(now()));
+  for (auto slot = retiring_.begin(); slot != retiring_.end();) {
+    if (tracer_.in_flight(slot->first) > 0 && now().monotonic_ns < slot->second) {
+      ++slot;
+      continue;
+    }
+    drain(slot->first, false);
+    slot = retiring_.erase(slot);
+  }
+}
+
+/// A request is its tenant's to its end, however slow the storage is; what takes longer still is `late`.
+void SlotKeeper::retire_when_idle(core::SlotIdentity identity) {
+  tracer_.settle();
+  if (tracer_.in_flight(identity) == 0) return drain(identity, false);
+  retiring_.emplace(identity, now().monotonic_ns + kMaxInFlightNs);
+}
+
 void SlotKeeper::drain(core::SlotIdentity identity, bool discard) {
   tracer_.settle();
   if (const auto epoch = epochs_.find(identity.generation); epoch != epochs_.end() && !discard) {
-    epoch->second.disk_keys = tracer_.disks(identity);  // gone from the kernel once the slot is retired
+    epoch->second.disks = tracer_.disks(identity);  // gone from the kernel once the slot is retired
   }
   tracer_.retire(identity, [this, identity, discard](core::Result<void> retired) {
     // Without the kernel's word that nobody writes any more the slot must not be given to another: it stays
@@ -199,17 +232,18 @@ const EpochData* SlotKeeper::data(const tenancy::Epoch& epoch) {
   if (found == epochs_.end()) return nullptr;
   EpochData& data = found->second;
   if (data.live) {
-    std::vector<bpf::DiskKey> keys = tracer_.disks(epoch.slot);
-    if (!keys.empty()) data.disk_keys = std::move(keys);
+    std::vector<bpf::NumberedDisk> disks = tracer_.disks(epoch.slot);
+    if (!disks.empty()) data.disks = std::move(disks);
   }
-  data.devices = label_devices(epoch.facts ? &*epoch.facts : nullptr, data.disk_keys);
+  data.devices =
+      label_devices(epoch.facts ? &*epoch.facts : nullptr, data.disks, !data.live.has_value(), data.names);
   return &data;
 }
 
 void SlotKeeper::forget(const tenancy::Epoch& epoch) {
   epochs_.erase(generation(epoch));
   generations_.erase(epoch.serial);
-  registry_.forget(epoch.id);
+  registry_.forget(epoch.serial);
 }
 
 }  // namespace kvmscope::hostd

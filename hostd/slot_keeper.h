@@ -23,7 +23,8 @@ namespace kvmscope::hostd {
 struct EpochData {
   std::optional<bpf::SlotMaps> live;  ///< absent once drained
   tenancy::EpochTotals totals;
-  std::vector<bpf::DiskKey> disk_keys;
+  std::vector<bpf::NumberedDisk> disks;
+  DeviceNames names;
   std::vector<DeviceLabel> devices;
 };
 
@@ -51,7 +52,9 @@ class SlotKeeper {
   }
   /// Before a reading: what ended unseen is counted.
   void settle() { tracer_.settle(); }
-  void tick() { carry_out(registry_.tick(now())); }
+  void tick();
+  /// The daemon stops: who has no name by now will not get one here.
+  void close_naming() { carry_out(registry_.close_naming(now())); }
 
   /// Takes a slot for a process found in /proc that the kernel did not see start. False if there is no spare
   /// slot now.
@@ -82,10 +85,11 @@ class SlotKeeper {
   void apply(const tenancy::RemoveTenant& action);
   void apply(const tenancy::SetTenant& action);
   void apply(const tenancy::Unbind& action);
-  void apply(const tenancy::Retire& action) { drain(action.identity, false); }
+  void apply(const tenancy::Retire& action) { retire_when_idle(action.identity); }
   void apply(const tenancy::Discard& action);
 
   void grow(core::SlotIdentity identity, std::uint16_t disks);
+  void retire_when_idle(core::SlotIdentity identity);
   void drain(core::SlotIdentity identity, bool discard);
 
   bpf::Tracer& tracer_;
@@ -100,6 +104,8 @@ class SlotKeeper {
   bool carrying_out_ = false;
   /// Rows that are being installed: a slot grows once at a time.
   std::map<core::SlotIdentity, std::uint16_t> growing_;
+  /// Slots whose tenancy is over but for requests under way, with the time of their retirement at the latest.
+  std::map<core::SlotIdentity, std::uint64_t> retiring_;
 };
 
 }  // namespace kvmscope::hostd

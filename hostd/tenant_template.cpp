@@ -8,8 +8,7 @@
 namespace kvmscope::hostd {
 namespace {
 
-constexpr std::size_t kLongest = 128;
-constexpr std::size_t kKept = kLongest - 1 - std::size_t{2} * SHA256_DIGEST_LENGTH;
+constexpr std::size_t kKept = kMaxTenantWord - 1 - std::size_t{2} * SHA256_DIGEST_LENGTH;
 
 void append_hex(std::string& out, unsigned char byte, std::string_view digits) {
   out += digits[byte >> 4];
@@ -41,7 +40,7 @@ std::string escape_tenant(const core::TenantId& tenant) {
       append_hex(word, static_cast<unsigned char>(c), "0123456789ABCDEF");
     }
   }
-  if (!word.empty() && word.size() <= kLongest) return word;
+  if (!word.empty() && word.size() <= kMaxTenantWord) return word;
   return word.substr(0, kKept) + "~" + sha256_hex(tenant.value);
 }
 

@@ -1,6 +1,7 @@
 // SPDX-License-Identifier: Apache-2.0
 #pragma once
 
+#include <cstddef>
 #include <string>
 #include <string_view>
 
@@ -10,6 +11,8 @@ namespace kvmscope::hostd {
 
 /// What a tenant's id is called in templates.
 inline constexpr std::string_view kTenantVariable = "${tenant.id}";
+/// An id's word is never longer, in bytes.
+inline constexpr std::size_t kMaxTenantWord = 128;
 
 /// The id as one harmless word: letters, digits, '-' and '_' stand for themselves, every other byte is %XX;
 /// what would become longer than 128 bytes is cut and ends in '~' and its SHA-256. Injective, never empty, no

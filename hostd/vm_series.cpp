@@ -12,14 +12,21 @@ DeviceLabel& label_named(std::vector<DeviceLabel>& labels, const std::string& na
   return labels.emplace_back(DeviceLabel{.name = name, .devs = {}, .is_disk = false});
 }
 
-/// The name under which what this key counted is exported; empty if it is no disk's.
+constexpr const char* kUnresolved = "unresolved";
+
+bool has_key(const core::Disk& disk, bpf::DiskKey key) {
+  const auto keys = keys_of(disk);
+  return std::ranges::find(keys, key) != keys.end();
+}
+
+/// The name under which what this key counts is exported; empty if it is no disk's.
 std::string name_of(const core::VmFacts& facts, bpf::DiskKey key) {
   for (const core::Disk& disk : facts.disks) {
-    if (key_of(disk) == key) return disk.target;
+    if (has_key(disk, key)) return disk.target;
   }
   for (const core::Disk& disk : facts.disks) {
     if (disk.backing != core::DiskBacking::file) continue;
-    if (bpf::disk_key(disk.device_major, disk.device_minor, 0) == key) return "unresolved";
+    if (bpf::disk_key(disk.device_major, disk.device_minor, 0) == key) return kUnresolved;
   }
   return {};
 }
@@ -41,22 +48,44 @@ std::optional<std::uint16_t> row_of(std::uint16_t dev, std::uint16_t rows) {
 
 }  // namespace
 
-std::optional<bpf::DiskKey> key_of(const core::Disk& disk) {
-  if (disk.backing == core::DiskBacking::invisible) return std::nullopt;
-  const std::uint64_t inode = disk.backing == core::DiskBacking::file ? disk.inode : 0;
-  return bpf::disk_key(disk.device_major, disk.device_minor, inode);
+std::vector<bpf::DiskKey> keys_of(const core::Disk& disk) {
+  std::vector<bpf::DiskKey> keys;
+  const auto add = [&keys](const auto& image) {
+    if (image.backing == core::DiskBacking::invisible) return;
+    const std::uint64_t inode = image.backing == core::DiskBacking::file ? image.inode : 0;
+    keys.push_back(bpf::disk_key(image.device_major, image.device_minor, inode));
+  };
+  add(disk);
+  std::ranges::for_each(disk.more_images, add);
+  return keys;
 }
 
-std::vector<DeviceLabel> label_devices(const core::VmFacts* facts, std::span<const bpf::DiskKey> keys) {
+std::vector<DeviceLabel> label_devices(const core::VmFacts* facts, std::span<const bpf::NumberedDisk> devices,
+                                       bool drained, DeviceNames& names) {
   std::vector<DeviceLabel> labels;
+  const bool stacked = std::ranges::any_of(devices, &bpf::NumberedDisk::stacked);
   if (facts != nullptr) {
     for (const core::Disk& disk : facts->disks) {
       if (disk.backing != core::DiskBacking::invisible) label_named(labels, disk.target).is_disk = true;
     }
   }
-  for (std::size_t dev = 0; dev < keys.size(); ++dev) {
-    const std::string name = facts != nullptr ? name_of(*facts, keys[dev]) : "unresolved";
-    if (!name.empty()) label_named(labels, name).devs.push_back(static_cast<std::uint16_t>(dev));
+  for (std::size_t dev = 0; dev < devices.size(); ++dev) {
+    const bpf::NumberedDisk& device = devices[dev];
+    // Below a stacked device its requests are seen once more: as far as nobody says which is which, what is
+    // stacked counts.
+    const bool counts = !stacked || device.stacked || device.direct_file;
+    std::string name = facts == nullptr && counts ? kUnresolved : std::string();
+    if (const auto given = names.find(device.key); given != names.end()) {
+      name = given->second;
+    } else if (facts != nullptr) {
+      name = name_of(*facts, device.key);
+      if (!name.empty()) names.emplace(device.key, name);
+      if (name.empty() && drained && device.direct_file) name = kUnresolved;
+    }
+    if (name.empty()) continue;
+    DeviceLabel& label = label_named(labels, name);
+    label.devs.push_back(static_cast<std::uint16_t>(dev));
+    if (name != kUnresolved) label.is_disk = true;
   }
   label_named(labels, "other").devs.push_back(kOtherDevice);
   return labels;

@@ -3,6 +3,7 @@
 
 #include <cstdint>
 #include <deque>
+#include <map>
 #include <optional>
 #include <span>
 #include <string>
@@ -20,8 +21,13 @@ namespace kvmscope::hostd {
 /// does not.
 inline constexpr std::uint16_t kOtherDevice = 0xffff;
 
-/// The kernel's key of a disk; nothing for one that no host block request will ever name. Pure.
-std::optional<bpf::DiskKey> key_of(const core::Disk& disk);
+/// The kernel's keys of a disk, one for each of its images; none for one that no host block request will ever
+/// name. Pure.
+std::vector<bpf::DiskKey> keys_of(const core::Disk& disk);
+
+/// What a VM's devices have been called. A key keeps its first name as long as the VM lives, in the domain or
+/// no more: what it counted must stay in the series where it was reported.
+using DeviceNames = std::map<bpf::DiskKey, std::string>;
 
 /// A label (vda, unresolved, other) and the slot's device numbers that it covers.
 struct DeviceLabel {
@@ -32,8 +38,11 @@ struct DeviceLabel {
 
 /// Which of a slot's numbered devices are what. Without facts (the VM was never named) all of them are
 /// `unresolved`. Numbers that are neither a disk of the domain nor on a device that holds one (a device below
-/// a stacked one, say) get no label: what they counted is counted at the disk itself, or is no disk's. Pure.
-std::vector<DeviceLabel> label_devices(const core::VmFacts* facts, std::span<const bpf::DiskKey> keys);
+/// a stacked one, say) get no label: what they counted is counted at the disk itself, or is no disk's. A file
+/// under direct I/O is some disk's: the domain may name it yet, and once the slot is `drained` it is
+/// `unresolved`. Adds to `names` what the facts name for the first time.
+std::vector<DeviceLabel> label_devices(const core::VmFacts* facts, std::span<const bpf::NumberedDisk> devices,
+                                       bool drained, DeviceNames& names);
 
 /// Adds an ended incarnation's final values to its epoch's totals.
 void fold_incarnation(const bpf::SlotMaps& maps, tenancy::EpochTotals& totals);

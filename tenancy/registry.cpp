@@ -144,12 +144,19 @@ Actions Registry::reconfigure(RegistryConfig config, const Now& now) {
   return out;
 }
 
-void Registry::forget(const core::EpochId& id) {
-  for (auto& [serial, record] : impl_->records) {
-    if (record.epoch.state != EpochState::closed || record.epoch.id != id) continue;
-    impl_->erase(record);
-    return;
+Actions Registry::close_naming(const Now& now) {
+  Actions out;
+  for (auto it = impl_->records.begin(); it != impl_->records.end();) {
+    Record& record = (it++)->second;
+    impl_->give_up_naming(impl_->process(record.epoch.process), record, now, out);
   }
+  return out;
+}
+
+void Registry::forget(std::uint64_t serial) {
+  const auto found = impl_->records.find(serial);
+  if (found != impl_->records.end() && found->second.epoch.state == EpochState::closed)
+    impl_->erase(found->second);
 }
 
 std::vector<const Epoch*> Registry::epochs() const {
@@ -169,11 +176,9 @@ const Epoch* Registry::by_process(core::ProcessKey process) const {
   return found == nullptr || found->record == nullptr ? nullptr : &found->record->epoch;
 }
 
-const Epoch* Registry::by_id(const core::EpochId& id) const {
-  for (const auto& [serial, record] : impl_->records) {
-    if (record.epoch.id == id) return &record.epoch;
-  }
-  return nullptr;
+const Epoch* Registry::by_serial(std::uint64_t serial) const {
+  const auto found = impl_->records.find(serial);
+  return found == impl_->records.end() ? nullptr : &found->second.epoch;
 }
 
 RegistryStats Registry::stats() const {

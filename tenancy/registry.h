@@ -113,6 +113,7 @@ struct BindTasks {
 struct NumberDisks {
   core::SlotIdentity identity;
   std::vector<core::Disk> disks;
+  std::uint16_t max_rows;  ///< the tenant's quota: what is numbered beyond counts in the last row
 };
 struct Grow {
   core::SlotIdentity identity;
@@ -198,15 +199,17 @@ class Registry {
   /// Takes effect at once, but for what is fixed when the kernel side is set up (boot_id, max_slots,
   /// max_tenants) and a tenant's ring_bytes, which hold from its ring's next making.
   Actions reconfigure(RegistryConfig config, const Now& now);
+  /// Ahead of time what the deadline would do: who has no owner yet is `unattributed`.
+  Actions close_naming(const Now& now);
   /// The streams have the closed epoch's last values: it is forgotten. Any other epoch stays.
-  void forget(const core::EpochId& id);
+  void forget(std::uint64_t serial);
 
   // --- queries; pointers hold until the next non-const call
   std::vector<const Epoch*> epochs() const;
   const Epoch* by_slot(core::SlotIdentity identity) const;
   /// The epoch that the process's work counts in, or did last; over quota: the one that says so.
   const Epoch* by_process(core::ProcessKey process) const;
-  const Epoch* by_id(const core::EpochId& id) const;
+  const Epoch* by_serial(std::uint64_t serial) const;
   RegistryStats stats() const;
   /// Tenants with at least one epoch that is not forgotten, by index.
   std::map<std::uint32_t, core::TenantId> tenants() const;

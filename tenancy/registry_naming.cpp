@@ -21,8 +21,9 @@ bool foreign(const Process& process) {
   return !process.facts && process.hint && (process.hint->capability_probe || process.hint->in_container);
 }
 
-bool traceable(const core::Disk& disk) {
-  return disk.backing != core::DiskBacking::invisible;
+/// Images of the disk that the host's block layer shows.
+std::size_t images(const core::Disk& disk) {
+  return disk.more_images.size() + (disk.backing != core::DiskBacking::invisible ? 1 : 0);
 }
 
 }  // namespace
@@ -123,15 +124,16 @@ void Registry::Impl::furnish(Process& process, Actions& out) {
     process.bind_due = false;
   }
   const std::vector<core::Disk>& disks = process.facts->disks;
-  const auto visible = static_cast<std::size_t>(std::count_if(disks.begin(), disks.end(), traceable));
+  const std::uint16_t limit = quota(record.epoch.tenant).disks_per_vm;
+  std::size_t visible = 0;
+  for (const core::Disk& disk : disks) visible += images(disk);
   if (process.number_due) {
-    NumberDisks number{record.epoch.slot, {}};
-    std::copy_if(disks.begin(), disks.end(), std::back_inserter(number.disks), traceable);
+    NumberDisks number{record.epoch.slot, {}, limit};
+    std::copy_if(disks.begin(), disks.end(), std::back_inserter(number.disks), images);
     if (visible != 0) out.emplace_back(std::move(number));
     process.number_due = false;
   }
-  const std::size_t limit = quota(record.epoch.tenant).disks_per_vm;
-  const auto rows = static_cast<std::uint16_t>(std::min(visible + 1, limit));  // one is "other"
+  const auto rows = static_cast<std::uint16_t>(std::min<std::size_t>(visible + 1, limit));  // one is "other"
   if (rows > record.rows && record.grow_to == 0) {
     out.emplace_back(Grow{record.epoch.slot, rows});
     record.grow_to = rows;

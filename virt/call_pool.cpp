@@ -66,7 +66,6 @@ void CallPool::submit(CallId id, std::function<void()> call) {
 
 bool CallPool::abandon(CallId id) {
   const std::lock_guard lock(state_->mutex);
-  std::erase_if(state_->waiting, [id](const State::Call& call) { return call.id == id; });
   if (state_->running.erase(id) == 0) return false;
   --state_->threads;
   if (!state_->stopping) start_thread(state_);

@@ -23,7 +23,8 @@ class CallPool {
 
   /// Any thread.
   void submit(CallId id, std::function<void()> call);
-  /// False if the call has returned already (or has not begun, and is now dropped).
+  /// False if there is nothing to give up: the call has returned already, or has not begun (on a busy machine
+  /// even a free thread may take long to wake up). It will then begin all the same: ask again later.
   bool abandon(CallId id);
   /// Drops what has not begun and waits for the rest, at most that long. True if all threads ended.
   bool stop(std::chrono::milliseconds patience);

@@ -10,6 +10,7 @@
 #include <string>
 #include <vector>
 
+#include "hostd/core/host_feature.h"
 #include "hostd/core/ids.h"
 #include "hostd/core/result.h"
 #include "hostd/core/vm.h"
@@ -103,18 +104,14 @@ struct QemuProcess {
 core::Result<QemuProcess> describe_qemu(const std::string& proc_root, core::ProcessKey process);
 
 /// All processes whose executable's base name matches one of `names` (a trailing '*' matches any ending).
-std::vector<QemuProcess> scan_qemu(const std::string& proc_root, const std::vector<std::string>& names);
+/// Reads nothing of their memory: unlike describe_qemu(), it cannot be held up by a process that is busy with
+/// it.
+std::vector<core::ProcessKey> find_qemu(const std::string& proc_root, const std::vector<std::string>& names);
 
 /// The key of a live process, or not_found.
 core::Result<core::ProcessKey> process_key(const std::string& proc_root, std::uint32_t pid);
 
-/// One line for `kvmscope check`: whether libvirt answers, its version, and the cgroup layout in use.
-struct HostFeature {
-  std::string name;
-  bool present = false;
-  std::string detail;
-  std::string effect;
-};
-std::vector<HostFeature> probe_host(const std::string& uri);
+/// For `kvmscope check`: whether libvirt answers, its version, and the cgroup layout in use.
+std::vector<core::HostFeature> probe_host(const std::string& uri);
 
 }  // namespace kvmscope::virt

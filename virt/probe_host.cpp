@@ -14,6 +14,8 @@
 namespace kvmscope::virt {
 namespace {
 
+using core::HostFeature;
+
 constexpr std::chrono::seconds kPatience{3};
 
 core::Result<std::string> ask_libvirt(const std::string& uri) {

@@ -208,15 +208,14 @@ core::Result<QemuProcess> describe_qemu(const std::string& proc_root, core::Proc
   return result;
 }
 
-std::vector<QemuProcess> scan_qemu(const std::string& proc_root, const std::vector<std::string>& names) {
-  std::vector<QemuProcess> found;
+std::vector<core::ProcessKey> find_qemu(const std::string& proc_root, const std::vector<std::string>& names) {
+  std::vector<core::ProcessKey> found;
   for (const std::uint32_t pid : all_pids(proc_root)) {
     const auto key = process_key(proc_root, pid);
     if (!key) continue;
     const std::string executable = executable_name(proc_root, pid);
-    if (std::ranges::none_of(names, [&](const std::string& pattern) { return matches(executable, pattern); }))
-      continue;
-    if (auto qemu = describe_qemu(proc_root, *key)) found.push_back(std::move(*qemu));
+    if (std::ranges::any_of(names, [&](const std::string& pattern) { return matches(executable, pattern); }))
+      found.push_back(*key);
   }
   return found;
 }

@@ -25,10 +25,10 @@ Arguments dd_write(const std::string& dd, const std::string& to, int count, cons
 
 /// The number of a disk that the kernel gave by itself.
 std::uint16_t dev_of(Tracer& tracer, core::SlotIdentity identity, DiskKey key) {
-  const auto keys = tracer.disks(identity);
-  const auto found = std::ranges::find(keys, key);
-  REQUIRE(found != keys.end());
-  return static_cast<std::uint16_t>(found - keys.begin());
+  const auto disks = tracer.disks(identity);
+  const auto found = std::ranges::find(disks, key, &NumberedDisk::key);
+  REQUIRE(found != disks.end());
+  return static_cast<std::uint16_t>(found - disks.begin());
 }
 
 TEST_CASE("a block device's reads and writes are counted exactly, by operation, in the process's own slot") {
@@ -83,6 +83,8 @@ TEST_CASE("two files on one file system are two disks of the VM") {
   rig.tracer().settle();
   const std::uint16_t a = dev_of(rig.tracer(), maps.identity(), file_key(mount / "a.raw"));
   const std::uint16_t b = dev_of(rig.tracer(), maps.identity(), file_key(mount / "b.raw"));
+  REQUIRE(rig.tracer().disks(maps.identity())[a].direct_file);
+  REQUIRE(rig.tracer().disks(maps.identity())[b].direct_file);
   REQUIRE(a != b);
   REQUIRE(totals(maps, a).operations[KV_READ] == core::CounterValue{100, 100 * 4096});
   REQUIRE(totals(maps, b).operations[KV_READ] == core::CounterValue{500, 500 * 8192});
@@ -126,6 +128,7 @@ TEST_CASE("a flush counts once, discards count their bytes") {
   const SlotMaps discards = rig.spare(2);
   run({rig.qemu("blkdiscard"), "--offset", "1MiB", "--length", "4MiB", disk.path()});
   const std::uint16_t discard_dev = dev_of(rig.tracer(), discards.identity(), disk.key());
+  rig.tracer().settle();
   REQUIRE(totals(discards, discard_dev).operations[KV_DISCARD].sum == 4 * kMiB);
   REQUIRE(totals(discards, discard_dev).operations[KV_DISCARD].count >= 1);
   REQUIRE(rig.stat("late") == 0);
@@ -210,6 +213,7 @@ TEST_CASE("a device without requests is counted by its bios once that is asked f
   const SlotMaps maps = rig.spare(2);
   run(dd_read(dd, disk.path(), 77));
   REQUIRE(rig.tracer().disks(maps.identity()).size() == 1);
+  rig.tracer().settle();
   REQUIRE(totals(maps, 0).operations[KV_READ] == core::CounterValue{77, 77 * 4096});
   REQUIRE(duration(maps, KV_DISK_STORAGE_DURATION, 0, KV_READ).count() == 77);
 }
@@ -247,6 +251,7 @@ TEST_CASE("errors of the storage are counted by kind and told to the tenant alon
   const std::uint16_t dev = dev_of(rig.tracer(), maps.identity(), disk.key());
   const auto reads = maps.counter({.kind = KV_DISK_ERRORS, .dev = dev, .sub = KV_ERROR_IO});
   REQUIRE(reads.count >= 1);
+  rig.tracer().settle();
   REQUIRE(totals(maps, dev).operations[KV_READ].count == reads.count);
   REQUIRE(totals(maps, dev).operations[KV_READ].sum == 0);
   REQUIRE(rig.io_errors.size() == reads.count);
@@ -279,6 +284,11 @@ TEST_CASE("errors of the storage are counted by kind and told to the tenant alon
   REQUIRE(rig.tracer().ring_drops(2) == 0);
   REQUIRE(rig.tracer().ring_drops(0) == 0);
   rig.until([&] { return rig.io_errors.size() + rig.tracer().ring_drops(1) == errors; });
+
+  // Another tenant's at the same index starts from none.
+  rig.tracer().remove_tenant(1);
+  REQUIRE(rig.tracer().add_tenant(1, 4096));
+  REQUIRE(rig.tracer().ring_drops(1) == 0);
 }
 
 }  // namespace

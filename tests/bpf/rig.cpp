@@ -205,13 +205,18 @@ core::HistogramValue duration(const SlotMaps& maps, std::uint16_t kind, std::uin
   return value;
 }
 
+/// Of this process alone: another run on this machine has its own.
+std::string Rig::qemu_prefix() {
+  return "kvt" + std::to_string(::getpid()) + "-";
+}
+
 Rig::Rig(IdentityHook hook) {
   Tracer::Options options{
       .executor = loop_.get_executor(),
       .max_slots = 64,
       .max_tenants = 8,
       .identity_hook = hook,
-      .qemu_names = {"kvt-qemu-*"},
+      .qemu_names = {qemu_prefix() + "*"},
       .on_process = [this](const ProcessEvent& event) { processes.push_back(event); },
       .on_io_error = [this](core::SlotIdentity identity, std::uint32_t tenant,
                             const IoErrorEvent& event) { io_errors.push_back({identity, tenant, event}); }};
@@ -225,7 +230,7 @@ Rig::~Rig() = default;
 std::string Rig::qemu(const std::string& program) {
   std::string source = run({"sh", "-c", "command -v " + program});
   source.pop_back();
-  const fs::path copy = programs_ / ("kvt-qemu-" + program);
+  const fs::path copy = programs_ / (qemu_prefix() + program);
   fs::copy_file(source, copy, fs::copy_options::skip_existing);
   return copy.string();
 }

@@ -120,6 +120,7 @@ class Rig {
   Tracer& tracer() { return *tracer_; }
   /// Copies a program under a name that counts as QEMU.
   std::string qemu(const std::string& program);
+  static std::string qemu_prefix();
   /// Installs a slot of a new generation; does not offer it.
   SlotMaps install(std::uint32_t slot, SlotShape shape = {});
   SlotMaps grow(const SlotMaps& old, SlotShape shape);

@@ -56,7 +56,7 @@ TEST_CASE("all that this kernel needs is loaded and attached") {
       REQUIRE(program.jited_bytes > 0);
     }
   }
-  REQUIRE(attached == 9);
+  REQUIRE(attached == 10);
   REQUIRE(rig.tracer().programs().front().map_bytes > 0);
   REQUIRE(rig.tracer().enable_run_stats(true));
   run({"true"});
@@ -87,7 +87,7 @@ TEST_CASE("a QEMU takes a spare slot at exec, and its end is told") {
   REQUIRE(claimed.type == ProcessEvent::Type::claimed);
   REQUIRE(claimed.identity == maps.identity());
   REQUIRE(claimed.process == vm.key());
-  REQUIRE(claimed.comm == "kvt-qemu-sleep");
+  REQUIRE(claimed.comm == (Rig::qemu_prefix() + "sleep").substr(0, KV_COMM_BYTES - 1));
   REQUIRE(rig.tracer().spares() == 0);
   REQUIRE(rig.tracer().claim(vm.key()) == maps.identity());
   REQUIRE(rig.tracer().processes() == std::vector{std::pair{vm.key(), maps.identity()}});
@@ -118,6 +118,7 @@ TEST_CASE("a process that is no QEMU takes no slot until it is claimed, and none
   const auto identity = rig.tracer().claim(vm.key());
   REQUIRE(identity);
   REQUIRE(vm.wait() == 0);
+  rig.tracer().settle();
   const SlotMaps& mine = *identity == maps.identity() ? maps : other;
   REQUIRE(reads(mine) == core::CounterValue{50, 50 * 4096});
   REQUIRE(reads(&mine == &maps ? other : maps).count == 0);
@@ -138,6 +139,7 @@ TEST_CASE("with an empty pool a QEMU counts in the host's slot until it gets one
   REQUIRE(rig.processes.front().type == ProcessEvent::Type::no_spare_slot);
   REQUIRE(rig.stat("no_spare") == 1);
   REQUIRE(rig.stat("unattributed") >= 20);
+  rig.tracer().settle();
   REQUIRE(reads(rig.tracer().host_maps()).count >= 20);
 
   Child vm({rig.qemu("sleep"), "30"});
@@ -157,6 +159,7 @@ TEST_CASE("what a child of a VM does counts, until it executes something else") 
   const SlotMaps maps = rig.spare(1);
   // A shell that counts as QEMU: dd is another program in a child.
   run({rig.qemu("dash"), "-c", "dd if=" + disk.path() + " of=/dev/null bs=4k count=30 iflag=direct; true"});
+  rig.tracer().settle();
   REQUIRE(reads(maps).count == 0);
   rig.until([&] { return rig.processes.size() == 2; });
 }
@@ -211,7 +214,10 @@ TEST_CASE("helpers and processes in a VM's cgroups belong to it, and follow it t
   const std::string enter = "echo $$ > " + (cgroup.child() / "cgroup.procs").string() + "; ";
   Child helper({"sh", "-c", enter + wait_and_read("one", 11) + wait_and_read("two", 13) + "true"});
   std::ofstream(dir / "one").put('1');
-  rig.until([&] { return reads(first).count == 11; });
+  rig.until([&] {
+    rig.tracer().settle();
+    return reads(first).count == 11;
+  });
 
   const SlotMaps second = rig.spare(2);
   REQUIRE(rig.tracer().rebind(vm.key()) == second.identity());
@@ -227,6 +233,7 @@ TEST_CASE("helpers and processes in a VM's cgroups belong to it, and follow it t
   const core::ProcessKey helpers[] = {named.key()};
   REQUIRE(rig.tracer().bind(vm.key(), {}, helpers));
   REQUIRE(named.wait() == 0);
+  rig.tracer().settle();
   REQUIRE(reads(second).count == 20);
   rig.tracer().unbind(vm.key());
   REQUIRE(rig.tracer().processes().empty());
@@ -272,6 +279,7 @@ TEST_CASE("what is in flight when its slot is retired is late, and never the nex
   const SlotMaps next = rig.install(1);
   REQUIRE(vm.wait() == 0);
   REQUIRE(rig.stat("late") == 1);
+  rig.tracer().settle();
   REQUIRE(reads(old).count == 0);
   REQUIRE(reads(next).count == 0);
   REQUIRE(rig.tracer().disks(next.identity()).empty());
@@ -287,6 +295,7 @@ TEST_CASE("a process that changes its slot leaves what is in flight in the old o
   rig.until([&] { return !rig.tracer().disks(before.identity()).empty(); });
   REQUIRE(rig.tracer().rebind(vm.key()) == after.identity());
   REQUIRE(vm.wait() == 0);
+  rig.tracer().settle();
   REQUIRE(reads(before) == core::CounterValue{1, 4096});
   REQUIRE(reads(after) == core::CounterValue{2, 8192});
   REQUIRE(rig.stat("late") == 0);
@@ -300,6 +309,7 @@ TEST_CASE("what is in flight when a process gets its slot is nobody's") {
   const SlotMaps maps = rig.spare(1);
   REQUIRE(rig.tracer().claim(vm.key()) == maps.identity());
   REQUIRE(vm.wait() == 0);
+  rig.tracer().settle();
   REQUIRE(reads(maps) == core::CounterValue{1, 4096});
   REQUIRE(rig.stat("late") + rig.stat("stale") == 0);
 }
@@ -321,13 +331,13 @@ TEST_CASE("a slot in use is not installed again, an unknown one not grown or ret
 TEST_CASE("the host's features are found out, and what is missing says what it costs") {
   const auto features = probe_host();
   for (const char* needed : {"kernel", "btf", "capabilities", "task storage", "tp_btf block_rq_complete"}) {
-    const auto found = std::ranges::find(features, needed, &HostFeature::name);
+    const auto found = std::ranges::find(features, needed, &core::HostFeature::name);
     INFO(needed);
     REQUIRE(found != features.end());
     REQUIRE(found->present);
     REQUIRE_FALSE(found->detail.empty());
   }
-  for (const HostFeature& feature : features) REQUIRE_FALSE(feature.detail.empty());
+  for (const core::HostFeature& feature : features) REQUIRE_FALSE(feature.detail.empty());
 }
 
 }  // namespace

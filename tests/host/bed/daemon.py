@@ -4,6 +4,7 @@
 import json
 import os
 import select
+import signal
 import socket
 import subprocess
 import time
@@ -90,9 +91,9 @@ class Hostd:
     def log(self):
         return self.log_file.read_text(errors="replace") if self.log_file.exists() else ""
 
-    def stop(self, timeout=60):
-        """SIGTERM; returns the exit code. The last interval is in the files then."""
-        self._process.terminate()
+    def stop(self, timeout=60, number=signal.SIGTERM):
+        """Returns the exit code. The last interval is in the files then."""
+        self._process.send_signal(number)
         code = self._process.wait(timeout)
         assert "ERROR: AddressSanitizer" not in self.log() and "runtime error:" not in self.log(), self.log()[-6000:]
         return code

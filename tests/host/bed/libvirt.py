@@ -245,6 +245,13 @@ class Domain:
         self.disks.append(disk)
         return disk.target
 
+    def detach(self, disk):
+        """Unplugs a disk that attach() plugged in."""
+        self.libvirt.virsh("detach-device", self.name, self.resources.folder / f"{self.uuid}-{disk.target}.xml", "--live")
+        wait_for(f"{disk.target} to go", lambda: self.run(f"test -b /dev/{disk.target}").status != 0)
+        wait_for("libvirt to notice", lambda: disk.target not in self.libvirt.virsh("domblklist", self.name))
+        self.disks.remove(disk)
+
     def set_own_metadata(self, tenant, name=""):
         element = f"<vm tenant={quoteattr(tenant)} name={quoteattr(name)}/>"
         self.libvirt.virsh("metadata", self.name, "--uri", OWN_URI, "--key", "kvmscope", "--set", element, "--live")

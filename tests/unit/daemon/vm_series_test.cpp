@@ -33,6 +33,13 @@ const DeviceLabel* find(const std::vector<DeviceLabel>& labels, const std::strin
   return found == labels.end() ? nullptr : &*found;
 }
 
+std::vector<DeviceLabel> label(const core::VmFacts* facts, const std::vector<bpf::DiskKey>& keys) {
+  std::vector<bpf::NumberedDisk> devices;
+  for (const bpf::DiskKey key : keys) devices.push_back({.key = key});
+  DeviceNames names;
+  return label_devices(facts, devices, false, names);
+}
+
 using Devs = std::vector<std::uint16_t>;
 
 TEST_CASE("two files on one file system are two disks; what names neither is unresolved") {
@@ -40,7 +47,7 @@ TEST_CASE("two files on one file system are two disks; what names neither is unr
   facts.disks = {file_disk("vda", 1, 100), file_disk("vdb", 1, 200)};
   const std::vector<bpf::DiskKey> keys = {bpf::disk_key(8, 1, 200), bpf::disk_key(8, 1, 0),
                                           bpf::disk_key(8, 1, 100)};
-  const auto labels = label_devices(&facts, keys);
+  const auto labels = label(&facts, keys);
   REQUIRE(find(labels, "vda")->devs == Devs{2});
   REQUIRE(find(labels, "vdb")->devs == Devs{0});
   REQUIRE(find(labels, "unresolved")->devs == Devs{1});
@@ -53,22 +60,66 @@ TEST_CASE("a device below a stacked one, or of no disk of the domain, has no lab
   facts.disks = {block_disk("vda", 16)};
   const std::vector<bpf::DiskKey> keys = {bpf::disk_key(8, 0, 0), bpf::disk_key(8, 16, 0),
                                           bpf::disk_key(8, 1, 77)};
-  const auto labels = label_devices(&facts, keys);
+  const auto labels = label(&facts, keys);
   REQUIRE(find(labels, "vda")->devs == Devs{1});
   REQUIRE(find(labels, "unresolved") == nullptr);
   REQUIRE(labels.size() == 2);  // and "other"
   REQUIRE(find(labels, "other")->devs == Devs{kOtherDevice});
 }
 
+TEST_CASE("all images of a disk are the disk; who left the domain keeps his name") {
+  core::VmFacts facts;
+  facts.disks = {file_disk("vda", 1, 100), block_disk("vdb", 16)};
+  facts.disks[0].more_images = {{core::DiskBacking::file, 8, 1, 90},
+                                {core::DiskBacking::block_device, 8, 48, 0}};
+  std::vector<bpf::NumberedDisk> devices;
+  for (const bpf::DiskKey key : {bpf::disk_key(8, 1, 90), bpf::disk_key(8, 16, 0), bpf::disk_key(8, 1, 100),
+                                 bpf::disk_key(8, 48, 0), bpf::disk_key(8, 1, 0)}) {
+    devices.push_back({.key = key});
+  }
+  DeviceNames names;
+  auto labels = label_devices(&facts, devices, false, names);
+  REQUIRE(find(labels, "vda")->devs == Devs{0, 2, 3});
+  REQUIRE(find(labels, "vdb")->devs == Devs{1});
+
+  // A snapshot: vda writes to a new file; vdb is unplugged and another file comes as vdb.
+  facts.disks[0] = file_disk("vda", 1, 110);
+  facts.disks[1] = file_disk("vdb", 1, 120);
+  devices.push_back({.key = bpf::disk_key(8, 1, 120)});
+  devices.push_back({.key = bpf::disk_key(8, 1, 110)});
+  labels = label_devices(&facts, devices, false, names);
+  REQUIRE(find(labels, "vda")->devs == Devs{0, 2, 3, 6});
+  REQUIRE(find(labels, "vdb")->devs == Devs{1, 5});
+  REQUIRE(find(labels, "unresolved")->devs == Devs{4});
+
+  // The last file on that file system goes: what counted there does not.
+  facts.disks.clear();
+  labels = label_devices(&facts, devices, false, names);
+  REQUIRE(find(labels, "vda")->devs == Devs{0, 2, 3, 6});
+  REQUIRE(find(labels, "vda")->is_disk);
+  REQUIRE(find(labels, "vdb")->devs == Devs{1, 5});
+  REQUIRE(find(labels, "unresolved")->devs == Devs{4});
+}
+
+TEST_CASE("an image that nobody named in time is unresolved at the end") {
+  core::VmFacts facts;
+  facts.disks = {file_disk("vda", 1, 100)};
+  const std::vector<bpf::NumberedDisk> devices = {
+      {bpf::disk_key(8, 1, 100), true}, {bpf::disk_key(8, 1, 101), true}, {bpf::disk_key(8, 32, 0), false}};
+  DeviceNames names;
+  REQUIRE(find(label_devices(&facts, devices, false, names), "unresolved") == nullptr);
+  REQUIRE(find(label_devices(&facts, devices, true, names), "unresolved")->devs == Devs{1});
+}
+
 TEST_CASE("an invisible disk gets no series, not zero ones") {
   core::VmFacts facts;
   facts.disks = {{.target = "vda", .invisible_reason = "network storage"}};
-  REQUIRE(find(label_devices(&facts, {}), "vda") == nullptr);
+  REQUIRE(find(label(&facts, {}), "vda") == nullptr);
 }
 
 TEST_CASE("without facts all that was counted is unresolved, in one series") {
   const std::vector<bpf::DiskKey> keys = {bpf::disk_key(8, 1, 1), bpf::disk_key(8, 1, 2)};
-  const auto labels = label_devices(nullptr, keys);
+  const auto labels = label(nullptr, keys);
   REQUIRE(find(labels, "unresolved")->devs == Devs{0, 1});
 }
 
@@ -94,7 +145,7 @@ TEST_CASE(
   core::VmFacts facts;
   facts.disks = {block_disk("vda", 16)};
   const std::vector<bpf::DiskKey> keys = {bpf::disk_key(8, 16, 0), bpf::disk_key(8, 16, 0)};
-  const auto labels = label_devices(&facts, keys);
+  const auto labels = label(&facts, keys);
   VmReading reading;
   reading.read(nullptr, totals, labels);
 

@@ -1,6 +1,8 @@
 // SPDX-License-Identifier: Apache-2.0
 #include "hostd/config.h"
 
+#include <sys/stat.h>
+
 #include <filesystem>
 #include <fstream>
 #include <sstream>
@@ -8,6 +10,7 @@
 #include <vector>
 
 #include "tests/support/catch.h"
+#include "tests/unit/hostd/temporary_directory.h"
 
 namespace kvmscope::hostd {
 namespace {
@@ -60,6 +63,8 @@ TEST_CASE("Every bad file gives exactly its errors") {
     const ConfigResult result = parse_config(content(file), file.filename().string());
     CHECK_FALSE(result);
     CHECK(all_errors(result) == content(fs::path(file).replace_extension(".err")));
+    // What stands where a secret may stand is never quoted.
+    CHECK(all_errors(result).find("s3cr3t") == std::string::npos);
   }
   for (const auto& entry : fs::directory_iterator(kHere / "bad"))
     CHECK(fs::exists(fs::path(entry.path()).replace_extension(".yaml")));
@@ -238,8 +243,16 @@ TEST_CASE("A file that cannot be read is an error like any other") {
         "/nonexistent/kvmscope.yaml: cannot be read: No such file or directory: name a file that this user "
         "may read: "
         "--config FILE\n");
-  CHECK_FALSE(load_config("/"));          // a directory
-  CHECK_FALSE(load_config("/dev/zero"));  // without an end
+  const std::string odd =
+      ": is not a regular file (but a directory, a pipe or a device): write the configuration into a file: "
+      "--config FILE\n";
+  CHECK(all_errors(load_config("/")) == "/" + odd);
+  CHECK(all_errors(load_config("/dev/zero")) == "/dev/zero" + odd);
+  // Whoever opened it would wait for a writer.
+  const tests::TemporaryDirectory folder;
+  const std::string fifo = folder.path() / "kvmscope.yaml";
+  REQUIRE(::mkfifo(fifo.c_str(), 0600) == 0);
+  CHECK(all_errors(load_config(fifo)) == fifo + odd);
 }
 
 }  // namespace

@@ -43,11 +43,38 @@ TEST_CASE("Endpoints") {
     INFO(good);
     CHECK_FALSE(check_endpoint(good));
   }
-  for (const char* bad : {"", ":4317", "x", "x:", "x:0", "x:65536", "x:4317x", "::1:4317", "[]:4317",
-                          "[g::]:1", "a b:1", "-a:1", "user@host:1", "host/path:1", "x:-1", "x:+1"}) {
+  for (const char* bad : {"",
+                          ":4317",
+                          "x",
+                          "x:",
+                          "x:0",
+                          "x:65536",
+                          "x:4317x",
+                          "::1:4317",
+                          "[]:4317",
+                          "[g::]:1",
+                          "[1:2:3:4:5:6:7:8:9:a]:1",
+                          "[fe80::1",
+                          "127.0.0.999:1",
+                          "1.2.3:1",
+                          "me:pw@host:1",
+                          "a b:1",
+                          "-a:1",
+                          "user@host:1",
+                          "host/path:1",
+                          "x:-1",
+                          "x:+1"}) {
     INFO(bad);
     CHECK(check_endpoint(bad));
   }
+}
+
+TEST_CASE("Names of QEMU binaries are as long as the programs compare") {
+  const std::string longest(31, 'q');
+  CHECK_FALSE(check_qemu_name(longest));
+  CHECK_FALSE(check_qemu_name(longest + "*"));
+  CHECK(check_qemu_name(longest + "q"));
+  CHECK(check_qemu_name(longest + "q*"));
 }
 
 TEST_CASE("Only what cannot leave the host is loopback") {
@@ -56,7 +83,7 @@ TEST_CASE("Only what cannot leave the host is loopback") {
     CHECK(is_loopback(loopback));
   }
   for (const char* other : {"127.0.0.1.evil.example:1", "127.evil:1", "localhost.example:1", "[::2]:1",
-                            "0.0.0.0:1", "10.0.0.1:1", "127.1:x"}) {
+                            "0.0.0.0:1", "10.0.0.1:1", "127.1:x", "127.0.0.999:1", "127.1:1"}) {
     INFO(other);
     CHECK_FALSE(is_loopback(other));
   }

@@ -395,12 +395,11 @@ TEST_CASE("an attributed VM ends by either event, both, in any order, and repeat
   const auto closed = host.in_state(EpochState::closed);
   REQUIRE(closed.size() == 1);
   REQUIRE(host.drained.at(serial) == 4);
-  const core::EpochId id = closed[0]->id;
-  REQUIRE(host.registry.by_id(id)->serial == serial);
+  REQUIRE(host.registry.by_serial(serial) == closed[0]);
   if (order == 4) host.exit(process);
   host.tick(10s);
   REQUIRE(host.all<Retire>().size() == 1);
-  host.registry.forget(id);
+  host.registry.forget(serial);
   REQUIRE(host.registry.epochs().empty());
   REQUIRE(host.registry.tenants().empty());
   REQUIRE(host.all<RemoveTenant>().empty());
@@ -412,9 +411,9 @@ TEST_CASE("only closed epochs can be forgotten") {
   Host host;
   const auto process = host.start(100);
   host.vm("u1", process, "p1");
-  host.registry.forget(host.epoch(process).id);
+  host.registry.forget(host.epoch(process).serial);
   REQUIRE(host.epoch(process).state == EpochState::attributed);
-  host.registry.forget({});
+  host.registry.forget(12'345);
   REQUIRE(host.registry.epochs().size() == 1);
 }
 

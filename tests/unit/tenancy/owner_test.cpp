@@ -27,7 +27,7 @@ TEST_CASE("a change of owner goes to a new slot and a new epoch; what was counte
   REQUIRE(second.tenant.value == "b");
   REQUIRE(second.start_unix_ns == host.now.unix_ns);
   REQUIRE(second.id == epoch_id("boot", {"u1"}, process, {"b"}));
-  const Epoch* old = host.registry.by_id(first.id);
+  const Epoch* old = host.registry.by_serial(first.serial);
   REQUIRE(old->state == EpochState::draining);
   REQUIRE(old->tenant.value == "a");
   REQUIRE(old->end_unix_ns == host.now.unix_ns);
@@ -51,13 +51,15 @@ TEST_CASE("a change of owner goes to a new slot and a new epoch; what was counte
 TEST_CASE("an owner who comes back gets an epoch of a new id") {
   Host host;
   const auto process = host.start(100);
+  std::vector<std::uint64_t> serials;
   for (const char* owner : {"a", "b", "a"}) {
     host.vm("u1", process, owner);
+    serials.push_back(host.epoch(process).serial);
     host.tick(3s);
   }
   REQUIRE(host.epoch(process).id == epoch_id("boot", {"u1"}, process, {"a"}, 1));
   REQUIRE(host.in_state(EpochState::closed).size() == 2);
-  host.registry.forget(epoch_id("boot", {"u1"}, process, {"a"}));
+  host.registry.forget(serials[0]);
   REQUIRE(host.epoch(process).state == EpochState::attributed);
 }
 
@@ -419,10 +421,10 @@ TEST_CASE("a VM of a tenant for whom there is no ring waits, unattributed, until
   REQUIRE(host.epoch(vms[3]).state == EpochState::unnamed);
   host.tick(61s);
   REQUIRE(host.epoch(vms[3]).state == EpochState::unattributed);
-  const auto id = host.epoch(vms[0]).id;
+  const auto serial = host.epoch(vms[0]).serial;
   host.exit(vms[0]);
   host.tick(3s);
-  host.registry.forget(id);
+  host.registry.forget(serial);
   host.tick();
   host.tick();
   REQUIRE(host.epoch(vms[3]).state == EpochState::attributed);
@@ -443,21 +445,42 @@ TEST_CASE("what was counted under an owner without a ring is never the next owne
   REQUIRE(host.epoch(process).tenant.value == "other");
   REQUIRE(host.epoch(process).serial != first.serial);
   host.tick(100s);
-  REQUIRE(host.registry.by_id(epoch_id("boot", {"u1"}, process, {}))->serial == first.serial);
+  REQUIRE(host.registry.by_serial(first.serial)->id == epoch_id("boot", {"u1"}, process, {}));
+}
+
+TEST_CASE("at the daemon's stop whoever has no owner is unattributed, the living and the dead") {
+  Host host;
+  const auto lives = host.start(100);
+  host.kernel.work(lives, 3);
+  const auto dead = host.start(101);
+  host.kernel.work(dead, 5);
+  const std::uint64_t serial = host.epoch(dead).serial;
+  host.exit(dead);
+  host.tick(3s);
+  const auto named = host.start(102);
+  host.vm("u1", named, "a");
+  REQUIRE(host.epoch(lives).id.value.empty());
+  host.apply(host.registry.close_naming(host.now));
+  REQUIRE(host.epoch(lives).state == EpochState::unattributed);
+  REQUIRE_FALSE(host.epoch(lives).id.value.empty());
+  REQUIRE(host.registry.by_serial(serial)->state == EpochState::closed);
+  REQUIRE_FALSE(host.registry.by_serial(serial)->id.value.empty());
+  REQUIRE(host.drained.at(serial) == 5);
+  REQUIRE(host.epoch(named).tenant.value == "a");
 }
 
 TEST_CASE("a tenant's index is not used again before its last epoch is forgotten") {
   Host host;
   const auto first = host.start(100);
   host.vm("u1", first, "a");
-  const auto id = host.epoch(first).id;
+  const auto serial = host.epoch(first).serial;
   host.exit(first);
   host.tick(100s);
   const auto second = host.start(101);
   host.vm("u2", second, "b");
   REQUIRE(host.epoch(second).tenant_index == 2);
   REQUIRE(host.registry.tenants().size() == 2);
-  host.registry.forget(id);
+  host.registry.forget(serial);
   host.tick();
   const auto third = host.start(102);
   host.vm("u3", third, "c");

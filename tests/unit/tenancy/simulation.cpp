@@ -321,13 +321,13 @@ void Simulation::reconfigure() {
 }
 
 void Simulation::acknowledge(bool all) {
-  std::vector<core::EpochId> ids;
+  std::vector<std::uint64_t> serials;
   for (const Epoch* epoch : registry_.epochs()) {
     if (epoch->state != EpochState::closed || (!all && !chance(50))) continue;
     account(*epoch);
-    ids.push_back(epoch->id);
+    serials.push_back(epoch->serial);
   }
-  for (const core::EpochId& id : ids) registry_.forget(id);
+  for (const std::uint64_t serial : serials) registry_.forget(serial);
 }
 
 void Simulation::apply(Actions actions) {

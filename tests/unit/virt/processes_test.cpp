@@ -106,7 +106,7 @@ TEST_CASE("processes are found by their executable") {
       {process(qemu(1, 1, kUuid)), process(other), process(upgraded), dir("self"), file("4")});
   const auto pids = [&](const std::vector<std::string>& names) {
     std::vector<unsigned> found;
-    for (const QemuProcess& qemu : scan_qemu(proc.root(), names)) found.push_back(qemu.process.tgid);
+    for (const core::ProcessKey& process : find_qemu(proc.root(), names)) found.push_back(process.tgid);
     std::ranges::sort(found);
     return found;
   };
