@@ -359,6 +359,35 @@ TEST_CASE_METHOD(Fixture, "a problem that passes is taken back by telling the VM
   CHECK(told() == Lines{"seen a 10"});
 }
 
+TEST_CASE_METHOD(Fixture, "a list does not wait for a look that is stuck") {
+  start_process(10);
+  start_process(20);
+  list({kA, kB});
+  CHECK(next() == "a");
+  CHECK(next() == "b");
+  answer(kB, 20);
+  CHECK_FALSE(table.take_list_done());
+  table.on_look_stuck(kA, "no answer", "");
+  CHECK(table.take_list_done());
+  CHECK(table.running() == std::vector{kA, kB});
+  list({kA, kB});
+  CHECK(next() == "b");
+  CHECK(next().empty());
+  answer(kB, 20);
+  CHECK(table.take_list_done());
+  answer(kA, 10);
+  CHECK(told() == Lines{"seen b 20", "problem a no answer", "seen a 10"});
+}
+
+TEST_CASE_METHOD(Fixture, "what was to be looked at still is on the next connection") {
+  start_process(10);
+  started(kA);
+  table.on_disconnect();
+  CHECK(next() == "a");
+  answer(kA, 10);
+  CHECK(told() == Lines{"seen a 10"});
+}
+
 TEST_CASE_METHOD(Fixture, "cgroups that come and go are noticed") {
   start_process(10);
   started(kA);
