@@ -263,32 +263,22 @@ exporters::StreamConfig expanded(const exporters::StreamConfig& settings, Export
   return out;
 }
 
-/// As which key of the file the exporters' check names what is wrong, by its message's first word.
-std::string_view key_of(std::string_view message) {
-  constexpr std::pair<std::string_view, std::string_view> kKeys[] = {
-      {"endpoint", "endpoint"}, {"header", "headers"},  {"ca_file", "tls"},
-      {"cert_file", "tls"},     {"key_file", "tls"},    {"server_name", "tls"},
-      {"timeout", "timeout"},   {"backoff", "backoff"}, {"token_file", "token_file"},
-      {"queue_bytes", "queue"}, {"path", "path"},       {"rotate_bytes", "rotate"}};
-  for (const auto& [word, key] : kKeys)
-    if (message.starts_with(word)) return key;
-  return "exporter";
-}
-
 /// The exporters' own check of what they will be given for this tenant: what they would refuse later must not
 /// pass here. `inherited` is what they say of the defaults, which is told there and not again. Returns what
 /// they say.
-std::string check_expanded(Section& section, const StreamTemplate& stream, const core::TenantId& tenant,
-                           bool tell, std::string_view inherited = {}) {
+std::vector<exporters::StreamProblem> check_expanded(
+    Section& section, const StreamTemplate& stream, const core::TenantId& tenant, bool tell,
+    const std::vector<exporters::StreamProblem>& inherited = {}) {
   if (stream.exporter == Exporter::none) return {};
-  const auto checked = exporters::check(expanded(stream.settings, stream.exporter, tenant));
-  if (checked) return {};
-  std::string message = checked.error().message();
-  if (tell && message != inherited)
-    section.complain(key_of(message),
-                     fmt::format("cannot work once ${{tenant.id}} is filled in: {}", printable(message, 512)),
-                     "shorten or change it (an id becomes up to 128 bytes long)");
-  return message;
+  auto found = exporters::problems(expanded(stream.settings, stream.exporter, tenant));
+  for (const exporters::StreamProblem& problem : found) {
+    const bool told = std::ranges::any_of(inherited, [&](const exporters::StreamProblem& other) {
+      return other.key == problem.key && other.message == problem.message;
+    });
+    if (tell && !told)
+      section.complain(problem.key, problem.message + ", once ${tenant.id} is filled in", problem.remedy);
+  }
+  return found;
 }
 
 void read_stream(Section& section, StreamTemplate& stream) {
@@ -335,7 +325,7 @@ void read_operator(Section& root, StreamTemplate& stream) {
 void read_tenants(Section& root, Config& config, FilePaths& paths) {
   Section section(root, "tenants");
   const ConfigErrors& errors = root.problems().errors;
-  std::string inherited;
+  std::vector<exporters::StreamProblem> inherited;
   {
     Section defaults(section, "default");
     const std::size_t before = errors.size();

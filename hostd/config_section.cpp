@@ -94,6 +94,7 @@ std::string Section::item_path(std::string_view key, std::size_t index) const {
 
 void Section::complain(std::string_view key, std::string message, std::string remedy) {
   const YamlNode* node = lookup(key);
+  if (node == nullptr) node = lookup(key.substr(0, key.find('.')));
   problems_->add(node != nullptr ? node->line : node_->line, path_of(key), std::move(message),
                  std::move(remedy));
 }

@@ -89,7 +89,8 @@ class Section {
   Problems& problems() { return *problems_; }
   std::string path_of(std::string_view key) const;
   std::string item_path(std::string_view key, std::size_t index) const;
-  /// Notes a problem of this key, at its line (or the section's, if the key is not there).
+  /// Notes a problem of this key (or of one below: tls.key_file), at its line, or the section's if it is not
+  /// there.
   void complain(std::string_view key, std::string message, std::string remedy);
 
  private:
