@@ -281,7 +281,8 @@ std::optional<Complaint> check_qemu_name(std::string_view value) {
   // As long as the programs compare.
   if (stem.size() >= KV_NAME_BYTES)
     return complain(fmt::format("must be at most {} characters", KV_NAME_BYTES - 1), value,
-                    fmt::format("write how it begins, with a '*': {}*", stem.substr(0, KV_NAME_BYTES - 1)));
+                    fmt::format("write how it begins, with a '*': {}*",
+                                printable(stem.substr(0, KV_NAME_BYTES - 1), 64)));
   return check_label(value);
 }
 

@@ -75,6 +75,8 @@ TEST_CASE("Names of QEMU binaries are as long as the programs compare") {
   CHECK_FALSE(check_qemu_name(longest + "*"));
   CHECK(check_qemu_name(longest + "q"));
   CHECK(check_qemu_name(longest + "q*"));
+  // What is proposed can be printed, whatever was written.
+  CHECK(check_qemu_name("\x1b[2J" + longest)->remedy.find('\x1b') == std::string::npos);
 }
 
 TEST_CASE("Only what cannot leave the host is loopback") {
