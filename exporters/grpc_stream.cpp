@@ -99,8 +99,8 @@ struct GrpcStream::Reading {
   std::vector<core::Result<std::string>> contents;
 };
 
-GrpcStream::GrpcStream(boost::asio::any_io_executor executor, core::TenantId tenant, StreamConfig config,
-                       std::shared_ptr<QueueBudget> budget, ReadCredential read)
+GrpcStream::GrpcStream(const boost::asio::any_io_executor& executor, core::TenantId tenant,
+                       StreamConfig config, std::shared_ptr<QueueBudget> budget, ReadCredential read)
     : QueuedStream(executor, std::move(tenant), std::move(config), std::move(budget)),
       ca_(this->config().ca_file, CredentialKind::certificate),
       cert_(this->config().cert_file, CredentialKind::certificate),
@@ -116,13 +116,14 @@ GrpcStream::~GrpcStream() {
   }
 }
 
-void GrpcStream::look_at_credentials(std::function<void()> looked) {
+void GrpcStream::look_at_credentials(const std::function<void()>& looked) {
   if (std::ranges::none_of(credentials_, &Credential::configured)) return looked();
-  looks_.push_back(std::move(looked));
+  looks_.push_back(looked);
   if (overdue_) return answer_looks();
   if (reading_) return;
 
   std::vector<std::pair<std::string, CredentialKind>> files;
+  files.reserve(credentials_.size());
   for (const Credential* credential : credentials_)
     files.emplace_back(credential->path(), credential->kind());
   const auto started = reader_.run([this, box = mailbox(), read = read_, files = std::move(files)] {

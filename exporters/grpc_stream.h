@@ -21,14 +21,14 @@ class GrpcStream final : public QueuedStream {
   using ReadCredential =
       std::function<core::Result<std::string>(const std::string& path, CredentialKind kind)>;
 
-  GrpcStream(boost::asio::any_io_executor executor, core::TenantId tenant, StreamConfig config,
+  GrpcStream(const boost::asio::any_io_executor& executor, core::TenantId tenant, StreamConfig config,
              std::shared_ptr<QueueBudget> budget, ReadCredential read = read_credential);
   ~GrpcStream() override;
 
  private:
   struct Call;
   struct Reading;
-  void look_at_credentials(std::function<void()> looked) override;
+  void look_at_credentials(const std::function<void()>& looked) override;
   std::uint64_t credentials_version() const override { return version_; }
   core::Result<void> prepare() override;
   core::Result<void> start(Signal signal, const Bytes& request) override;

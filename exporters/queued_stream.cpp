@@ -36,7 +36,7 @@ void QueuedStream::submit(Batch batch, Done done) {
   if (!entry.resolved) {
     stats_.queued_bytes += entry.bytes;
     ++stats_.queued_batches;
-    if (own.signal == Signal::metrics) lost_.newest = false;  // this one is it
+    if (own.signal == Signal::metrics && entry.is_state) lost_.newest = false;  // this one is it
   }
   own.queue.push(std::move(entry));
   pump(own);

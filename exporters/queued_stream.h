@@ -41,7 +41,7 @@ class QueuedStream : public Stream, private QueueBudget::Member {
 
   /// Looks at the credentials, then calls `looked`: on the executor's thread, perhaps at once, never later
   /// than a second or so whatever the files do.
-  virtual void look_at_credentials(std::function<void()> looked) { looked(); }
+  virtual void look_at_credentials(const std::function<void()>& looked) { looked(); }
   /// Grows whenever a look has found another credential.
   virtual std::uint64_t credentials_version() const { return 0; }
   /// Makes ready what an attempt needs. On an error the lane is held until credentials_version() changes.
@@ -121,7 +121,7 @@ class QueuedStream : public Stream, private QueueBudget::Member {
   std::array<Lane, 2> lanes_;
   std::map<std::uint64_t, Flush> flushes_;
   std::uint64_t next_flush_ = 0;
-  std::uint64_t next_sequence_ = 0;
+  std::uint64_t next_sequence_ = 1;
   std::minstd_rand random_{std::random_device{}()};
   Undelivered lost_;  ///< refused and dropped so far
   StreamStats stats_;

@@ -16,7 +16,8 @@ SendQueue::Entry::Entry(std::uint64_t number, Batch what, Stream::Done then)
       batch(std::move(what)),
       done(std::move(then)),
       bytes(batch.size_bytes()),
-      finals(batch.finals()) {}
+      finals(batch.finals()),
+      is_state(batch.has_repeated()) {}
 
 std::size_t SendQueue::Entry::items() const {
   std::size_t items = batch.items();
@@ -25,7 +26,7 @@ std::size_t SendQueue::Entry::items() const {
 }
 
 void SendQueue::push(Entry entry) {
-  if (!entry.resolved) newest_ = entry.sequence;
+  if (entry.is_state) newest_ = entry.sequence;
   entries_.push_back(std::move(entry));
   if (hurry_) arrange();
 }

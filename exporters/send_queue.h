@@ -38,6 +38,7 @@ class SendQueue {
     Stream::Done done;
     std::size_t bytes;
     std::size_t finals;  ///< ended VMs whose last values are in it
+    bool is_state;       ///< holds repeated values: supersedes those before
     Clock::time_point since = Clock::now();
     bool built = false;
     std::deque<Part> parts;  ///< what is still to be sent, once built
@@ -93,7 +94,7 @@ class SendQueue {
   std::size_t max_request_bytes_;
   std::deque<Entry> entries_;
   std::size_t claimed_ = 0;
-  std::uint64_t newest_ = 0;  ///< the sequence number of the newest batch, whatever became of it
+  std::uint64_t newest_ = 0;  ///< the sequence number (from 1) of the newest state, whatever became of it
   std::size_t singly_ = 0;    ///< so many requests more are not to be shared
   bool hurry_ = false;
 };

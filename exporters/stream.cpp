@@ -15,8 +15,7 @@ core::Result<std::unique_ptr<Stream>> Stream::make(boost::asio::any_io_executor 
     return std::make_unique<FileStream>(std::move(executor), std::move(tenant), std::move(config),
                                         std::move(budget));
   }
-  return std::make_unique<GrpcStream>(std::move(executor), std::move(tenant), std::move(config),
-                                      std::move(budget));
+  return std::make_unique<GrpcStream>(executor, std::move(tenant), std::move(config), std::move(budget));
 }
 
 }  // namespace kvmscope::exporters

@@ -63,7 +63,6 @@ exporters::Stream* StreamSet::get(const core::TenantId& tenant) {
 void StreamSet::retire_except(const std::map<core::TenantId, std::uint32_t>& keep) {
   if (flushing_) return;  // each stream has yet to tell what it delivered
   const std::uint64_t now_ns = clock_.monotonic_ns();
-  const auto forget_after_ns = static_cast<std::uint64_t>(std::chrono::nanoseconds(kForgetAfter).count());
   for (auto& [tenant, entry] : entries_) {
     const bool busy = tenant == kOperator || keep.contains(tenant) ||
                       (entry.stream && entry.stream->stats().queued_batches > 0);
@@ -80,9 +79,9 @@ void StreamSet::retire_except(const std::map<core::TenantId, std::uint32_t>& kee
     entry.stream.reset();
     entry.healthy = true;  // the next one's fate is its own
   }
-  std::erase_if(entries_, [now_ns, forget_after_ns](const auto& entry) {
+  std::erase_if(entries_, [now_ns](const auto& entry) {
     const auto& idle_since_ns = entry.second.idle_since_ns;
-    return idle_since_ns && now_ns - *idle_since_ns >= forget_after_ns;
+    return idle_since_ns && std::chrono::nanoseconds(now_ns - *idle_since_ns) >= kForgetAfter;
   });
 }
 

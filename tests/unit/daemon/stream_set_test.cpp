@@ -24,7 +24,7 @@ class FakeClock final : public core::Clock {
   std::chrono::milliseconds now{1'000'000};
 };
 
-/// Tenants whose names begin with "dead" have a directory in the way of their file; all others' files work.
+/// Streams into files; a tenant that is blocked has a directory in the way of its file.
 struct Fixture {
   explicit Fixture(std::size_t all_queues_bytes = exporters::kAllQueuesBytes) {
     std::string pattern = (std::filesystem::temp_directory_path() / "kvmscope-streams-XXXXXX").string();

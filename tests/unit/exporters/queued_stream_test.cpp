@@ -119,6 +119,39 @@ TEST_CASE("a stop sends the newest state first, then last values, then the rest 
   REQUIRE(f.undelivered == Undelivered());
 }
 
+TEST_CASE("a batch of last values alone is no newer state") {
+  Fixture f;
+  const auto submit_last = [&f](const std::string& vm) {
+    Batch made(core::TenantId{"blue"}, Signal::metrics);
+    made.add({{{"vm.id", vm}, {"padding", std::string(kLarge, 'x')}}}, std::make_shared<const std::string>(),
+             1, Values::last);
+    f.stream.submit(std::move(made), nullptr);
+  };
+  submit_last("0");
+  for (const char* value : {"1", "2", "3"}) f.submit(value, kLarge);
+  submit_last("4");
+  f.stream.answer(Verdict::retry);
+  f.flush(50ms);
+  REQUIRE(f.stream.requests.back().values[0] == "3");
+  REQUIRE(run_until(f.io, [&] { return f.undelivered.has_value(); }));
+  REQUIRE(f.undelivered->newest);
+  REQUIRE(f.send_all() == Requests{{"3"}, {"0"}, {"1"}, {"2"}, {"4"}});
+}
+
+TEST_CASE("for want of room the newest state stays, though last values came after it") {
+  const std::size_t size = batch("blue", "0", Signal::metrics, 10'000).size_bytes();
+  StreamConfig config = patient();
+  config.queue_bytes = 3 * size;
+  Fixture f(config);
+  for (const char* value : {"0", "1", "2"}) f.submit(value, 10'000);
+  Batch made(core::TenantId{"blue"}, Signal::metrics);
+  made.add({{{"vm.id", std::string("ended")}, {"padding", std::string(30'000, 'x')}}},
+           std::make_shared<const std::string>(), 1, Values::last);
+  f.stream.submit(std::move(made), nullptr);
+  // Without 1, and without the last values, which their giver offers anew.
+  REQUIRE(f.send_all() == Requests{{"0"}, {"2"}});
+}
+
 TEST_CASE("a batch that comes during a stop is the newest state") {
   Fixture f;
   for (const char* value : {"0", "1", "2"}) f.submit(value, kLarge);
@@ -208,8 +241,12 @@ TEST_CASE("what a stop could not deliver is told") {
   f.stream.answer(Verdict::retry);
   f.flush(50ms);
   f.stream.answer(Verdict::refused);  // the newest
+  Batch made(core::TenantId{"blue"}, Signal::metrics);
+  made.add({{{"vm.id", std::string("late")}}}, std::make_shared<const std::string>(), 1, Values::last);
+  f.stream.submit(std::move(made), nullptr);  // no newer state
   REQUIRE(run_until(f.io, [&] { return f.undelivered.has_value(); }));
-  REQUIRE(f.undelivered == Undelivered{.batches = 4, .points = 9, .records = 2, .finals = 3, .newest = true});
+  REQUIRE(f.undelivered ==
+          Undelivered{.batches = 5, .points = 10, .records = 2, .finals = 4, .newest = true});
 }
 
 TEST_CASE("after a stop that nobody followed through the order is what it was") {
