@@ -235,8 +235,8 @@ const EpochData* SlotKeeper::data(const tenancy::Epoch& epoch) {
     std::vector<bpf::NumberedDisk> disks = tracer_.disks(epoch.slot);
     if (!disks.empty()) data.disks = std::move(disks);
   }
-  data.devices =
-      label_devices(epoch.facts ? &*epoch.facts : nullptr, data.disks, !data.live.has_value(), data.names);
+  const bool last_chance = !data.live.has_value() || naming_closed_;
+  data.devices = label_devices(epoch.facts ? &*epoch.facts : nullptr, data.disks, last_chance, data.names);
   return &data;
 }
 

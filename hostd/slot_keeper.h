@@ -54,7 +54,10 @@ class SlotKeeper {
   void settle() { tracer_.settle(); }
   void tick();
   /// The daemon stops: who has no name by now will not get one here.
-  void close_naming() { carry_out(registry_.close_naming(now())); }
+  void close_naming() {
+    naming_closed_ = true;
+    carry_out(registry_.close_naming(now()));
+  }
 
   /// Takes a slot for a process found in /proc that the kernel did not see start. False if there is no spare
   /// slot now.
@@ -106,6 +109,7 @@ class SlotKeeper {
   std::map<core::SlotIdentity, std::uint16_t> growing_;
   /// Slots whose tenancy is over but for requests under way, with the time of their retirement at the latest.
   std::map<core::SlotIdentity, std::uint64_t> retiring_;
+  bool naming_closed_ = false;
 };
 
 }  // namespace kvmscope::hostd

@@ -61,7 +61,7 @@ std::vector<bpf::DiskKey> keys_of(const core::Disk& disk) {
 }
 
 std::vector<DeviceLabel> label_devices(const core::VmFacts* facts, std::span<const bpf::NumberedDisk> devices,
-                                       bool drained, DeviceNames& names) {
+                                       bool last_chance, DeviceNames& names) {
   std::vector<DeviceLabel> labels;
   const bool stacked = std::ranges::any_of(devices, &bpf::NumberedDisk::stacked);
   if (facts != nullptr) {
@@ -80,7 +80,7 @@ std::vector<DeviceLabel> label_devices(const core::VmFacts* facts, std::span<con
     } else if (facts != nullptr) {
       name = name_of(*facts, device.key);
       if (!name.empty()) names.emplace(device.key, name);
-      if (name.empty() && drained && device.direct_file) name = kUnresolved;
+      if (name.empty() && last_chance && device.direct_file) name = kUnresolved;
     }
     if (name.empty()) continue;
     DeviceLabel& label = label_named(labels, name);

@@ -39,10 +39,10 @@ struct DeviceLabel {
 /// Which of a slot's numbered devices are what. Without facts (the VM was never named) all of them are
 /// `unresolved`. Numbers that are neither a disk of the domain nor on a device that holds one (a device below
 /// a stacked one, say) get no label: what they counted is counted at the disk itself, or is no disk's. A file
-/// under direct I/O is some disk's: the domain may name it yet, and once the slot is `drained` it is
-/// `unresolved`. Adds to `names` what the facts name for the first time.
+/// under direct I/O is some disk's: the domain may name it yet, and at its `last_chance` (the slot is
+/// drained, the daemon stops) it is `unresolved`. Adds to `names` what the facts name for the first time.
 std::vector<DeviceLabel> label_devices(const core::VmFacts* facts, std::span<const bpf::NumberedDisk> devices,
-                                       bool drained, DeviceNames& names);
+                                       bool last_chance, DeviceNames& names);
 
 /// Adds an ended incarnation's final values to its epoch's totals.
 void fold_incarnation(const bpf::SlotMaps& maps, tenancy::EpochTotals& totals);

@@ -64,8 +64,9 @@ def test_a_snapshot_and_its_commit_are_one_disk(bed, libvirt, start_hostd, files
     for path in (daemon.operator_path(), daemon.tenant_path("tenant-a")):
         export = export_of(path)
         reads, writes = shown(export, guest, "read"), shown(export, guest, "write")
+        assert set(reads) | set(writes) <= {"vda", "unresolved"}  # a snapshot may be over before anybody can look
         assert 200 <= reads["vda"] <= device["reads"]
-        assert 168 <= writes["vda"] <= device["writes"]
+        assert 168 <= sum(writes.values()) <= device["writes"]
     guest.destroy()
 
 
