@@ -24,13 +24,18 @@ namespace asio = boost::asio;
 using namespace std::chrono_literals;
 using std::chrono::steady_clock;
 
+/// The host's cgroups are common to all private libvirtds: two runs at a time must not meet there.
+std::string unique_name(const std::string& letter) {
+  return "kvmscope-test-virt-" + letter + "-" + std::to_string(::getpid());
+}
+
 const std::string kUuid = "6b766d73-0000-4000-8000-00000000000a";
 const std::string kUuid2 = "6b766d73-0000-4000-8000-00000000000b";
 const std::string kUuid3 = "6b766d73-0000-4000-8000-00000000000c";
-const std::string kName = "kvmscope-test-virt-a";
-const std::string kName2 = "kvmscope-test-virt-b";
+const std::string kName = unique_name("a");
+const std::string kName2 = unique_name("b");
 
-const std::string kName3 = "kvmscope-test-virt-c";
+const std::string kName3 = unique_name("c");
 
 std::string nova(const std::string& project) {
   return "<n:instance xmlns:n=\"http://openstack.org/xmlns/libvirt/nova/1.1\"><n:name>web</n:name><n:owner>"
@@ -404,7 +409,7 @@ TEST_CASE("a domain whose lock libvirt holds holds up neither the others nor the
     REQUIRE(libvirtd.virsh("metadata " + kName3 +
                            " --live --uri https://kvmscope.dev/xmlns/vm/1.0 --key x --set '<vm tenant=\"" +
                            now + "\"/>'"));
-    CHECK(listener.wait([&] { return listener.last(kUuid3)->own == core::OwnMetadata{now, ""}; }, 500ms));
+    CHECK(listener.wait([&] { return listener.last(kUuid3)->own == core::OwnMetadata{now, ""}; }, 3s));
   };
   std::jthread destroying_a, destroying_b;
   Unkillable a(first.tgid), b(second.tgid);
@@ -417,7 +422,7 @@ TEST_CASE("a domain whose lock libvirt holds holds up neither the others nor the
   // Its beginning end alone is no reason to ask for A: with that question open libvirt could start no other.
   CHECK(listener.problems.empty());
   libvirtd.create(kName3, kUuid3);
-  REQUIRE(listener.wait([&] { return listener.last(kUuid3) != nullptr; }, 1s));
+  REQUIRE(listener.wait([&] { return listener.last(kUuid3) != nullptr; }, 3s));
 
   libvirtd.change_status(kName);
   REQUIRE(listener.wait([&] { return !listener.problems.empty(); }, 4s));
@@ -431,6 +436,12 @@ TEST_CASE("a domain whose lock libvirt holds holds up neither the others nor the
     REQUIRE(listener.wait([&] { return listener.is_gone(first); }));
     REQUIRE(listener.wait([&] { return listener.connections.back().detail == up; }));
     CHECK(listener.connections.size() == 3);
+  }
+  SECTION("then libvirtd stops, too, though nothing new is asked") {
+    libvirtd.signal(SIGSTOP);
+    CHECK(listener.wait([&] { return !listener.connections.back().connected; }, 4s));
+    libvirtd.signal(SIGCONT);
+    REQUIRE(listener.wait_connected(true));
   }
   SECTION("with too many of them the connection has no room left, and another is made") {
     destroying_b = destroy(kName2, b);
