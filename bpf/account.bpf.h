@@ -181,8 +181,7 @@ extern const void iomap_dio_bio_end_io __ksym __weak;
 extern const void bio_chain_endio __ksym __weak;
 
 /* The bio that this one was split off from (block/blk-merge.c: the rest is the parent). */
-KV_INLINE struct bio* unsplit(struct bio* bio) {
-  if (!&bio_chain_endio) return bio;
+static __noinline struct bio* unsplit(struct bio* bio) {
   for (int i = 0; i < KV_SPLITS; i++) {
     if ((__u64)BPF_CORE_READ(bio, bi_end_io) != (__u64)&bio_chain_endio) break;
     bio = BPF_CORE_READ((struct bio*)bio, bi_private);
@@ -244,8 +243,13 @@ KV_INLINE __u32 disk_of(struct kv_identity id, struct bio* bio) {
   __u32 dev;
 
   if (!info) return KV_MAX_DISKS;
-  struct bio* whole = unsplit(bio);
-  if (&iomap_dio_bio_end_io && (__u64)BPF_CORE_READ(whole, bi_end_io) == (__u64)&iomap_dio_bio_end_io) {
+  struct bio* whole = bio;
+  __u64 end_io = (__u64)bio->bi_end_io;
+  if (&bio_chain_endio && end_io == (__u64)&bio_chain_endio) {
+    whole = unsplit(bio);
+    end_io = (__u64)BPF_CORE_READ(whole, bi_end_io);
+  }
+  if (&iomap_dio_bio_end_io && end_io == (__u64)&iomap_dio_bio_end_io) {
     dev = direct_file(whole, info);
   } else {
     __u64 key = kv_disk_key(bio->bi_bdev->bd_dev, 0);

@@ -27,6 +27,8 @@ static __noinline bool handed_on(struct bio* bio) {
 }
 
 KV_INLINE void start_request(__u32 tgid, struct request* rq) {
+  __u64 start_ns =
+      bpf_ktime_get_ns(); /* first: it waits for every load before it, the carry's is a slow one */
   struct kv_identity id;
   struct bio* bio = rq->bio;
 
@@ -42,7 +44,7 @@ KV_INLINE void start_request(__u32 tgid, struct request* rq) {
   if (!carry) {
     struct kv_carry fresh = {
         .rq = (__u64)rq,
-        .start_ns = bpf_ktime_get_ns(),
+        .start_ns = start_ns,
         .id = id,
         .bio = (__u64)bio,
         .sector = rq->__sector,
@@ -53,7 +55,7 @@ KV_INLINE void start_request(__u32 tgid, struct request* rq) {
     carry_in_overflow(&fresh);
     return;
   }
-  if (__sync_lock_test_and_set(&carry->start_ns, 0)) recover(carry);
+  if (take_start(carry)) recover(carry);
   carry->rq = (__u64)rq;
   carry->issue_ns = 0;
   carry->id = id;
@@ -64,7 +66,7 @@ KV_INLINE void start_request(__u32 tgid, struct request* rq) {
   carry->op = op;
   carry->flags = 0;
   carry->bytes = 0;
-  begin_carry(carry, bpf_ktime_get_ns());
+  begin_carry(carry, start_ns);
 }
 
 SEC("tp_btf/block_io_start")
@@ -196,7 +198,7 @@ static __noinline bool carry_from_bio(struct request* rq) {
   };
   forget_bio(key);
   if (carry) {
-    if (__sync_lock_test_and_set(&carry->start_ns, 0)) recover(carry);
+    if (take_start(carry)) recover(carry);
     __u64 start_ns = fresh.start_ns;
     fresh.start_ns = 0;
     *carry = fresh;

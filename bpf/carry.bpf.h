@@ -122,11 +122,17 @@ KV_INLINE void forget_carry(struct request* rq, struct kv_carry* carry) {
     __sync_fetch_and_sub(&overflow_live, 1);
 }
 
-/* The tag has another request by now: the one remembered has ended. Who takes the start out counts. */
+/* Takes the start out; true for the one who got it: only he counts. The look before spares the usual case, a
+ * free place, an exchange of a line that another CPU wrote last. */
+KV_INLINE bool take_start(struct kv_carry* carry) {
+  return *(volatile __u64*)&carry->start_ns && __sync_lock_test_and_set(&carry->start_ns, 0);
+}
+
+/* The tag has another request by now: the one remembered has ended. */
 static __noinline void retake(struct request* rq, struct kv_carry* carry) {
   struct kv_carry seen = *carry;
 
-  if (__sync_lock_test_and_set(&carry->start_ns, 0)) recover(&seen);
+  if (take_start(carry)) recover(&seen);
   forget_carry(rq, carry);
 }
 
@@ -140,7 +146,7 @@ static __noinline void carry_in_overflow(struct kv_carry* carry) {
   struct kv_carry* old = overflow_of(key);
   if (old) {
     struct kv_carry seen = *old;
-    if (__sync_lock_test_and_set(&old->start_ns, 0)) recover(&seen);
+    if (take_start(old)) recover(&seen);
   }
   if (bpf_map_update_elem(&carry_overflow, &key, carry, BPF_EXIST)) count_stat(KV_STAT_CARRY_FULL);
 }
