@@ -53,7 +53,7 @@ CONF
     sleep 0.1
   done
   echo "private-libvirtd: no answer from $uri:" >&2
-  tail -5 "$dir/log/stdout" "$dir/log/libvirtd.log" >&2 || true
+  tail -n 5 "$dir/log/stdout" "$dir/log/libvirtd.log" >&2 || true
   exit 1
 }
 
