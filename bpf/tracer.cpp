@@ -51,6 +51,7 @@ constexpr std::array<StatText, KV_STATS> kStats{{
     {"foreign_merged", "Bytes of other processes in a VM's merged requests, not counted as the VM's"},
     {"long_chain", "Merged requests with more parts than were looked at"},
     {"map_error", "Updates of a kernel table that failed"},
+    {"late_time", "Nanoseconds of CPU time of a tenancy of a slot that was over"},
 }};
 
 std::uint32_t load(const __u32& value) {
@@ -400,11 +401,19 @@ void Tracer::settle() {
   impl_->loaded->settle();
 }
 
+Result<bool> Tracer::look_for_kvm() {
+  return impl_->loaded->attach_kvm();
+}
+
+void Tracer::count_threads() {
+  impl_->loaded->count_threads();
+}
+
 std::size_t Tracer::in_flight(SlotIdentity identity) const {
   const auto under_way = [&](const auto& entry) {
     return __atomic_load_n(&entry.start_ns, __ATOMIC_ACQUIRE) != 0 && identity_of(entry.id) == identity;
   };
-  const Globals globals = impl_->loaded->globals();
+  const kv_globals& globals = impl_->loaded->globals();
   auto count = static_cast<std::size_t>(std::ranges::count_if(impl_->loaded->carries(), under_way));
   if (__atomic_load_n(&globals.overflow_live, __ATOMIC_RELAXED) > 0)
     count += count_values<kv_carry>(impl_->loaded->maps().carry_overflow, under_way);
