@@ -27,7 +27,7 @@ inline bool run(const std::string& command) {
 class PrivateLibvirtd {
  public:
   PrivateLibvirtd() {
-    ::signal(SIGPIPE, SIG_IGN);  // libvirt writes to a daemon that was killed
+    ::signal(SIGPIPE, SIG_IGN);                          // libvirt writes to a daemon that was killed
     std::string name = "/var/tmp/kvmscope-virt.XXXXXX";  // on a disk, as images are: /tmp may be none
     REQUIRE(mkdtemp(name.data()) != nullptr);
     dir = name;
