@@ -65,29 +65,17 @@ KV_INLINE struct kv_carry* carry_place(struct request* rq, bool adopt) {
  * would cost every request on the host 40 ns. docs/adr/0006 */
 
 static __noinline void recover(struct kv_carry* carry) {
-  struct finished done = {
-      .id = carry->id,
-      .dev = carry->dev,
-      .op = carry->op,
-      .operations = 1,
-      .bytes = carry->bytes + carry->length,
-  };
-
   count_stat(KV_STAT_STALE);
-  if (!account(&done)) count_stat(KV_STAT_LATE);
+  if (!account_operations(carry->id, carry->dev, carry->op, 1, carry->bytes + carry->length))
+    count_stat(KV_STAT_LATE);
 }
 
 static __noinline void recover_bio(struct kv_bio* entry) {
-  struct finished done = {
-      .id = entry->id,
-      .dev = entry->dev,
-      .op = entry->op,
-      .operations = entry->flags & KV_BIO_PART ? 0 : 1,
-      .bytes = entry->length,
-  };
+  __u64 operations = entry->flags & KV_BIO_PART ? 0 : 1;
 
   count_stat(KV_STAT_STALE);
-  if (!account(&done)) count_stat(KV_STAT_LATE);
+  if (!account_operations(entry->id, entry->dev, entry->op, operations, entry->length))
+    count_stat(KV_STAT_LATE);
 }
 
 /* --- requests */
