@@ -1,8 +1,9 @@
 #!/bin/bash
 # SPDX-License-Identifier: Apache-2.0
 # image.sh root CACHE             makes CACHE/hypervisor-<hash>/root.img: Debian 12 with what provision.sh says, no kernel
-# image.sh kernel CACHE PACKAGE   makes CACHE/hypervisor-kernel-<hash>/{vmlinuz,initrd,modules.img} of a kernel package
-# image.sh --key [PACKAGE]        prints only the hash
+# image.sh kernel CACHE KERNEL    makes CACHE/hypervisor-kernel-<hash>/{vmlinuz,initrd,modules.img}; KERNEL is 6.1, 6.12
+#                                 or the name of a kernel package
+# image.sh --name [KERNEL]        prints only the folder's name
 #
 # Needs root and Debian's package lists; takes the machine's own apt configuration. Nothing is done if it is there;
 # prints its folder. Kernels are apart from the root file system, so that any kernel runs on the one image.
@@ -15,10 +16,18 @@ boot_modules='virtio_pci virtio_blk ext4'
 heavy='drivers/gpu drivers/media drivers/infiniband drivers/net/wireless drivers/net/ethernet drivers/staging
   drivers/iio drivers/hwmon drivers/usb drivers/isdn drivers/scsi/qla2xxx drivers/scsi/lpfc sound net/wireless'
 
+package() {
+  case $1 in
+    6.1) echo linux-image-amd64 ;;
+    6.12) echo linux-image-6.12-amd64 ;;
+    *) echo "$1" ;;
+  esac
+}
+
 # key NAME FILE...: of what goes into it.
 key() { { cat "$here/image.sh" "${@:2}"; echo "$1"; } | sha256sum | cut -c1-16; }
-root_key() { key root "$here/provision.sh" "$here/guest" "$here/guest.service"; }
-kernel_key() { key "$1" "$here/initrd-init"; }
+root_name() { echo "hypervisor-$(key root "$here/provision.sh" "$here/guest" "$here/guest.service")"; }
+kernel_name() { echo "hypervisor-kernel-$(key "$(package "$1")" "$here/initrd-init")"; }
 
 # The machine's sources, of Debian only, and how it reaches them.
 sources() {
@@ -47,6 +56,8 @@ make_root() {
     --customize-hook='systemctl --root="$1" --quiet enable guest.service' \
     --customize-hook='rm -f "$1/etc/apt/apt.conf.d/99mmdebstrap" "$1/etc/apt/sources.list.d/"*' \
     --customize-hook='echo hypervisor >"$1/etc/hostname"; systemd-id128 new >"$1/etc/machine-id"' \
+    --customize-hook='echo 127.0.0.1 localhost hypervisor >"$1/etc/hosts"' \
+    --customize-hook='systemctl --root="$1" --quiet mask getty@tty1.service serial-getty@ttyS0.service' \
     --customize-hook='chroot "$1" passwd -d root >/dev/null' \
     bookworm "$work/root" "$work/sources.list"
   # Sparse: it takes what is in it; the rest is room for the payload and the guests' disks.
@@ -107,8 +118,8 @@ made() {
 
 cache=${2:-}
 case ${1:-} in
-  --key) if [ $# = 2 ]; then kernel_key "$2"; else root_key; fi ;;
-  root) made "hypervisor-$(root_key)" make_root ;;
-  kernel) made "hypervisor-kernel-$(kernel_key "$3")" make_kernel "$3" ;;
-  *) sed -n '3,5p' "$0" >&2; exit 2 ;;
+  --name) if [ $# = 2 ]; then kernel_name "$2"; else root_name; fi ;;
+  root) made "$(root_name)" make_root ;;
+  kernel) made "$(kernel_name "$3")" make_kernel "$(package "$3")" ;;
+  *) sed -n '3,6p' "$0" >&2; exit 2 ;;
 esac
