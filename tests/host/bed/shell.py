@@ -19,6 +19,12 @@ SYSTEM = os.environ.get("KVMSCOPE_BED") == "system"
 SLOWNESS = float(os.environ.get("KVMSCOPE_SLOWNESS", "1"))
 
 
+def kernel_has(symbol):
+    """Whether the running kernel has this symbol."""
+    with open("/proc/kallsyms", encoding="ascii") as symbols:
+        return any(line.split()[2] == symbol for line in symbols)
+
+
 class CommandFailed(Exception):
     pass
 
