@@ -86,7 +86,7 @@ class SystemLibvirt(Libvirt):
         self._DROP_IN.write_text("[Service]\nRestart=no\n", encoding="ascii")
         run("systemctl", "daemon-reload")
         resources.push(self.start)
-        super().__init__(resources)
+        self.start()
 
     def _main_pid(self):
         return int(run("systemctl", "show", "--property=MainPID", "--value", "libvirtd"))
@@ -104,9 +104,6 @@ class SystemLibvirt(Libvirt):
 
     def pause(self, stop=True):
         os.kill(self._main_pid(), signal.SIGSTOP if stop else signal.SIGCONT)
-
-    def _stop(self):
-        pass
 
 
 @dataclass
