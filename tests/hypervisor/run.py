@@ -8,6 +8,7 @@ run.py verdict RESULTS SUITE            fails, with its log, if a suite failed i
 
 import os
 import shutil
+import signal
 import subprocess
 import sys
 import tarfile
@@ -72,4 +73,5 @@ def verdict(results, suite):
 
 
 if __name__ == "__main__":
+    signal.signal(signal.SIGTERM, lambda *_: sys.exit(143))  # so that the payload's folder goes
     sys.exit({"boot": boot, "verdict": verdict}[sys.argv[1]](*sys.argv[2:]))
