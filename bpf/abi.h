@@ -15,6 +15,7 @@
 #define KV_INLINE static inline __attribute__((always_inline, unused))
 
 enum kv_limits {
+  KV_MAX_VCPUS = 4096, /* a larger number is not a vCPU's */
   KV_MAX_DISKS = 32, /* disks with a number of their own in one slot; further ones get this number: "other" */
   KV_QUEUES = 1024,  /* request queues known at a time, by id (a power of 2) */
   KV_VERSIONS = 4096, /* identity versions, by tgid (a power of 2) */
@@ -33,7 +34,21 @@ enum kv_kind {
   KV_DISK_ERRORS = 1,           /* counter by op x error: failed requests */
   KV_DISK_STORAGE_DURATION = 2, /* histogram by op: first issue to completion */
   KV_DISK_QUEUE_DURATION = 3,   /* histogram by op: start to first issue */
-  KV_KINDS = 4,
+  KV_VCPU_TIME = 4,             /* counter by vCPU: ns on a CPU, ns waiting for one */
+  KV_THREAD_TIME = 5,           /* counter by thread class (no vCPUs): the same */
+  KV_VCPU_SWITCHES = 6,         /* counter by vCPU: times taken off its CPU, times moved to another one */
+  KV_VCPU_DELAY = 7,            /* histogram by vCPU: wait before each time on a CPU */
+  KV_KINDS = 8,
+};
+
+/* Classes of a VM's threads. vCPUs have numbers of their own. */
+enum kv_thread {
+  KV_THREAD_IOTHREAD,
+  KV_THREAD_VHOST,
+  KV_THREAD_EMULATOR, /* the rest of the QEMU process */
+  KV_THREAD_OTHER,    /* other processes in the VM's cgroup, children of QEMU */
+  KV_THREADS,
+  KV_THREAD_VCPU = KV_THREADS,
 };
 
 enum kv_op { KV_READ, KV_WRITE, KV_FLUSH, KV_DISCARD, KV_OPS };
@@ -65,14 +80,15 @@ enum kv_stat {
   KV_STAT_FOREIGN_MERGED, /* bytes of others in a VM's merged request: not the VM's */
   KV_STAT_LONG_CHAIN,     /* merged requests of more than KV_CHAIN bios: the rest was not counted */
   KV_STAT_MAP_ERROR,      /* any other update of a map that failed */
+  KV_STAT_LATE_TIME,      /* ns of CPU time of a tenancy of the slot that is over */
   KV_STATS,
 };
 
-/* A tenancy of a slot. Generation 0 is never valid. */
+/* A tenancy of a slot. Generation 0 is never valid. Aligned so that it is read and written as one word. */
 struct kv_identity {
   __u32 slot;
   __u32 generation;
-};
+} __attribute__((aligned(8)));
 KV_ASSERT(sizeof(struct kv_identity) == 8);
 
 /* Header of an inner map, one for each kind: where its cells begin and what split them. */
@@ -133,13 +149,26 @@ struct kv_process {
 };
 KV_ASSERT(sizeof(struct kv_process) == 16);
 
-/* Kept with each task of a VM: its identity as resolved at `version`. */
+enum kv_task_flags {
+  KV_TASK_BASED = 1, /* run_ns and delay_ns hold: what the task had before it was watched is nobody's */
+  KV_TASK_MAIN = 2,  /* of the QEMU process itself */
+};
+
+/* Kept with each task of a VM: its identity as resolved at `version`, and how far its times have been counted
+ * (taken forward by compare-and-swap, whoever is first). */
 struct kv_task {
   struct kv_identity id;
   __u32 version;
+  __u8 flags;
+  __u8 thread; /* enum kv_thread */
+  __u16 vcpu;  /* of KV_THREAD_VCPU */
+  __u64 run_ns;
+  __u64 delay_ns;
+  __u64 slice_delay_ns; /* the delay at the end of its last time on a CPU */
+  __u32 cpu;            /* 1 + the CPU that it was on then; 0: not yet */
   __u32 pad;
 };
-KV_ASSERT(sizeof(struct kv_task) == 16);
+KV_ASSERT(sizeof(struct kv_task) == 48);
 
 enum kv_carry_flags {
   KV_CARRY_PARTIAL = 1,  /* a part has completed: first bio, sector and length have moved on */

@@ -1,6 +1,7 @@
 // SPDX-License-Identifier: Apache-2.0
 #include "bpf/catalogue.h"
 
+#include <algorithm>
 #include <array>
 
 #include "bpf/abi.h"
@@ -42,6 +43,37 @@ constexpr Instrument kQueueDuration{
     .type = InstrumentType::histogram,
 };
 
+constexpr Instrument kCpuTime{
+    .name = "kvmscope.vm.cpu.time",
+    .unit = "s",
+    .description = "Time that the VM's threads ran on the host's CPUs",
+    .type = InstrumentType::counter,
+};
+constexpr Instrument kCpuDelay{
+    .name = "kvmscope.vm.cpu.delay.time",
+    .unit = "s",
+    .description = "Time that the VM's threads were ready to run and waited for a CPU of the host",
+    .type = InstrumentType::counter,
+};
+constexpr Instrument kPreemptions{
+    .name = "kvmscope.vm.cpu.preemptions",
+    .unit = "{preemption}",
+    .description = "Times that a vCPU was taken off its CPU though it could have gone on",
+    .type = InstrumentType::counter,
+};
+constexpr Instrument kMigrations{
+    .name = "kvmscope.vm.cpu.migrations",
+    .unit = "{migration}",
+    .description = "Times that a vCPU went on on another CPU of the host",
+    .type = InstrumentType::counter,
+};
+constexpr Instrument kDelayDuration{
+    .name = "kvmscope.vm.cpu.delay.duration",
+    .unit = "s",
+    .description = "Wait of a vCPU for a CPU of the host, before each time that it ran",
+    .type = InstrumentType::histogram,
+};
+
 constexpr std::array<std::string_view, KV_OPS> kDirections{"read", "write", "flush", "discard"};
 constexpr std::array<std::string_view, KV_ERRORS> kErrorTypes{"io",        "timeout", "nospc",   "medium",
                                                               "transport", "target",  "notsupp", "other"};
@@ -74,14 +106,64 @@ constexpr auto kErrorSubs = [] {
   return subs;
 }();
 
+constexpr std::array<SubLabel, 1> kVcpuLabel{{{"cpu.thread", "vcpu"}}};
+constexpr std::array<Sub, 1> kVcpuThread{{{.labels = kVcpuLabel, .always = true}}};
+constexpr std::array<Sub, 1> kPlain{{{.labels = {}, .always = true}}};
+constexpr std::array<std::string_view, KV_THREADS> kThreads{"iothread", "vhost", "emulator", "other"};
+constexpr auto kThreadLabels = [] {
+  std::array<std::array<SubLabel, 1>, KV_THREADS> labels{};
+  for (std::size_t thread = 0; thread < KV_THREADS; ++thread)
+    labels[thread][0] = {"cpu.thread", kThreads[thread]};
+  return labels;
+}();
+constexpr auto kThreadSubs = [] {
+  std::array<Sub, KV_THREADS> subs{};
+  for (std::size_t thread = 0; thread < KV_THREADS; ++thread) {
+    subs[thread] = {.labels = kThreadLabels[thread], .always = thread == KV_THREAD_EMULATOR};
+  }
+  return subs;
+}();
+
 constexpr std::array<Kind, KV_KINDS> kKinds{{
     {.id = KV_DISK_STORAGE, .subs = kOps, .count = &kOperations, .sum = &kBytes},
     {.id = KV_DISK_ERRORS, .subs = kErrorSubs, .count = &kErrors},
     {.id = KV_DISK_STORAGE_DURATION, .histogram = true, .subs = kOps, .count = &kDuration},
     {.id = KV_DISK_QUEUE_DURATION, .histogram = true, .subs = kOps, .count = &kQueueDuration},
+    {.id = KV_VCPU_TIME,
+     .dev_space = DevSpace::vcpu,
+     .subs = kVcpuThread,
+     .count = &kCpuTime,
+     .sum = &kCpuDelay},
+    {.id = KV_THREAD_TIME,
+     .dev_space = DevSpace::vm,
+     .subs = kThreadSubs,
+     .count = &kCpuTime,
+     .sum = &kCpuDelay},
+    {.id = KV_VCPU_SWITCHES,
+     .dev_space = DevSpace::vcpu,
+     .subs = kPlain,
+     .count = &kPreemptions,
+     .sum = &kMigrations},
+    {.id = KV_VCPU_DELAY,
+     .histogram = true,
+     .dev_space = DevSpace::vcpu,
+     .subs = kPlain,
+     .count = &kDelayDuration},
 }};
 
 }  // namespace
+
+std::uint16_t rows_of(const core::SlotShape& shape, DevSpace space) {
+  switch (space) {
+    case DevSpace::vm:
+      return 1;
+    case DevSpace::disk:
+      return std::max<std::uint16_t>(shape.disks, 1);
+    case DevSpace::vcpu:
+      return std::max<std::uint16_t>(shape.vcpus, 1);
+  }
+  return 1;
+}
 
 std::span<const Kind> catalogue() {
   return kKinds;

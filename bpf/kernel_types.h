@@ -40,13 +40,33 @@ struct css_set {
   struct cgroup* dfl_cgrp;
 };
 
+struct sched_info {
+  unsigned long long run_delay;
+};
+
+struct sched_entity {
+  __u64 sum_exec_runtime;
+};
+
 struct task_struct {
+  unsigned int __state;
   int pid;
   int tgid;
+  char comm[16];
+  struct sched_entity se;
+  struct sched_info sched_info;
   struct task_struct* group_leader;
   __u64 start_boottime;
   struct signal_struct* signal;
   struct css_set* cgroups;
+};
+
+struct task_struct___5_13 { /* __state since 2f064a59a11f */
+  long state;
+};
+
+struct bpf_iter__task {
+  struct task_struct* task;
 };
 
 /* Files. */

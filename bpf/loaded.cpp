@@ -9,6 +9,7 @@
 
 #include <algorithm>
 #include <array>
+#include <cerrno>
 #include <cstring>
 #include <filesystem>
 #include <fstream>
@@ -176,14 +177,15 @@ Result<void> Loaded::configure(const Options& options) {
       }
       continue;
     }
+    if (name == "kv_threads") continue;  // an iterator
     const std::string tracepoint = tracepoint_of(program);
     if (!kernel_has_tracepoint(tracepoint)) why_not_[name] = "this kernel has no tracepoint " + tracepoint;
     const bool later = std::ranges::find(kBioPrograms, name) != kBioPrograms.end();
     const bool wanted = !why_not_.contains(name) || (later && kernel_has_tracepoint(tracepoint));
     bpf_program__set_autoload(program, wanted);
   }
-  for (const char* needed : {"kv_rq_issue", "kv_rq_complete", "kv_exec", "kv_fork", "kv_exit",
-                             by_getrq ? "kv_getrq" : "kv_io_start"}) {
+  for (const char* needed : {"kv_rq_issue", "kv_rq_complete", "kv_exec", "kv_fork", "kv_exit", "kv_switch",
+                             "kv_rename", by_getrq ? "kv_getrq" : "kv_io_start"}) {
     if (const auto why = why_not_.find(needed); why != why_not_.end()) {
       return fail(ErrorCode::unsupported, why->second + ", which " + needed + " needs");
     }
@@ -224,6 +226,14 @@ void Loaded::settle() const {
   bpf_prog_test_run_opts(program, &options);
 }
 
+void Loaded::count_threads() const {
+  const auto link = links_.find("kv_threads");
+  if (link == links_.end()) return;
+  const core::UniqueFd walk(bpf_iter_create(bpf_link__fd(link->second)));
+  std::array<char, 64> nothing{};  // the program writes nothing
+  while (walk && (::read(walk.get(), nothing.data(), nothing.size()) > 0 || errno == EAGAIN)) errno = 0;
+}
+
 Result<void> Loaded::map_arrays(const Options& options) {
   const auto& maps = skeleton_->maps;
   maps_ = {.counters = bpf_map__fd(maps.counters),
@@ -259,7 +269,8 @@ Result<void> Loaded::attach() {
   const auto& all = skeleton_->progs;
   for (bpf_program* program :
        {all.kv_rq_complete, all.kv_rq_issue, all.kv_rq_requeue, all.kv_rq_merge, all.kv_bio_backmerge,
-        all.kv_bio_frontmerge, all.kv_io_start, all.kv_getrq, all.kv_exit, all.kv_fork, all.kv_exec}) {
+        all.kv_bio_frontmerge, all.kv_io_start, all.kv_getrq, all.kv_threads, all.kv_switch, all.kv_rename,
+        all.kv_exit, all.kv_fork, all.kv_exec}) {
     if (!bpf_program__autoload(program)) continue;
     if (auto done = attach_one(program); !done) return done;
   }

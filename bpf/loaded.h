@@ -47,6 +47,8 @@ class Loaded {
   core::Result<void> attach_bio_programs();
   /// Runs kv_settle once, where this kernel could load it (bpf_loop: 5.17).
   void settle() const;
+  /// Runs kv_threads once over all threads.
+  void count_threads() const;
 
   struct Maps {
     int counters = -1;

@@ -65,12 +65,15 @@ int BPF_PROG(kv_exec, struct task_struct* task, int old_pid, struct linux_binprm
 
   process_key(task, &key);
   if (!qemu && !is_vm(tgid)) {
-    /* A new helper in a VM's cgroup. */
-    if (bound_cgroup(task)) mark_vm(tgid);
+    if (!bound_cgroup(task)) return 0;
+    mark_vm(tgid); /* a new helper in a VM's cgroup */
+    begin_thread(task, task->se.sum_exec_runtime, task->sched_info.run_delay);
     return 0;
   }
   struct kv_process* known = is_vm(tgid) ? bpf_map_lookup_elem(&procs, &key) : 0;
   if (known && known->flags & KV_PROCESS_CHILD) {
+    struct kv_task* kept = bpf_task_storage_get(&task_id, task, 0, 0);
+    if (kept) count_time(task, kept);
     /* A child of a VM's process becomes something else: no longer the VM's, unless its cgroup says so. */
     bpf_map_delete_elem(&procs, &key);
     forget_resolved(tgid);
@@ -78,6 +81,8 @@ int BPF_PROG(kv_exec, struct task_struct* task, int old_pid, struct linux_binprm
     known = 0;
   }
   if (qemu && !known) claim_slot(&key);
+  /* What libvirt's child did before it became QEMU is not the VM's. */
+  begin_thread(task, task->se.sum_exec_runtime, task->sched_info.run_delay);
   return 0;
 }
 
@@ -87,7 +92,9 @@ int BPF_PROG(kv_fork, struct task_struct* parent, struct task_struct* child) {
   __u32 tgid = child->tgid;
   __u32 parent_tgid = parent->tgid;
 
-  if (!is_vm(parent_tgid) || tgid == parent_tgid) return 0;
+  if (!is_vm(parent_tgid)) return 0;
+  begin_thread(child, 0, 0);
+  if (tgid == parent_tgid) return 0;
   process_key(parent, &key);
   struct kv_process* known = bpf_map_lookup_elem(&procs, &key);
   if (known) {

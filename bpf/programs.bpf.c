@@ -3,13 +3,14 @@
 #include "programs.bpf.h"
 /* the maps, then what uses them */
 #include "maps.bpf.h"
-/* identity: the map of tasks to slots */
-#include "identity.bpf.h"
 /* accounting: the slot's own cells and the tenant's ring */
 #include "account.bpf.h"
+/* identity: the map of tasks to slots */
+#include "identity.bpf.h"
 /* the probes */
 #include "bio.bpf.c"
 #include "block.bpf.c"
 #include "process.bpf.c"
+#include "sched.bpf.c"
 
 char LICENSE[] SEC("license") = "Dual BSD/GPL";

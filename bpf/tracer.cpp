@@ -51,6 +51,7 @@ constexpr std::array<StatText, KV_STATS> kStats{{
     {"foreign_merged", "Bytes of other processes in a VM's merged requests, not counted as the VM's"},
     {"long_chain", "Merged requests with more parts than were looked at"},
     {"map_error", "Updates of a kernel table that failed"},
+    {"late_time", "Nanoseconds of CPU time of a tenancy of a slot that was over"},
 }};
 
 std::uint32_t load(const __u32& value) {
@@ -383,6 +384,10 @@ std::uint64_t Tracer::ring_drops(std::uint32_t tenant_index) const {
 
 void Tracer::settle() {
   impl_->loaded->settle();
+}
+
+void Tracer::count_threads() {
+  impl_->loaded->count_threads();
 }
 
 std::size_t Tracer::in_flight(SlotIdentity identity) const {

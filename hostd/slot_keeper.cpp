@@ -60,6 +60,7 @@ bool SlotKeeper::claim(core::ProcessKey process, const std::string& comm,
                        const std::optional<tenancy::ProcessHint>& hint) {
   const auto identity = tracer_.claim(process);
   if (identity) {
+    tracer_.count_threads();  // its times are counted from now on
     on_claimed(process, *identity, comm, hint);
     return true;
   }
@@ -70,7 +71,7 @@ bool SlotKeeper::claim(core::ProcessKey process, const std::string& comm,
 
 void SlotKeeper::apply(const tenancy::InstallSpare& action) {
   const core::SlotIdentity identity = action.identity;
-  tracer_.install(identity, next_incarnation(), {.disks = action.disks},
+  tracer_.install(identity, next_incarnation(), action.shape,
                   [this, identity](core::Result<bpf::SlotMaps> maps) {
                     if (!maps) {
                       report_("install a spare slot", maps.error());
@@ -88,12 +89,14 @@ void SlotKeeper::apply(const tenancy::InstallSpare& action) {
 
 void SlotKeeper::apply(const tenancy::Claim& action) {
   const auto identity = tracer_.claim(action.process);
+  if (identity) tracer_.count_threads();
   carry_out(identity ? registry_.on_claimed(action.process, *identity, "", std::nullopt, now())
                      : registry_.on_claim_failed(action.process, identity.error(), now()));
 }
 
 void SlotKeeper::apply(const tenancy::Rebind& action) {
   const auto identity = tracer_.rebind(action.process);
+  if (identity) tracer_.count_threads();  // up to now the former owner's
   carry_out(identity ? registry_.on_rebound(action.process, *identity, now())
                      : registry_.on_claim_failed(action.process, identity.error(), now()));
 }
@@ -118,29 +121,30 @@ void SlotKeeper::apply(const tenancy::NumberDisks& action) {
   // disks.
   if (devs->empty()) return;
   const auto rows = static_cast<std::uint16_t>(*std::ranges::max_element(*devs) + 2);
-  grow(action.identity, std::min(rows, action.max_rows));
+  grow(action.identity, {.disks = std::min(rows, action.max_rows), .vcpus = 0});
 }
 
 void SlotKeeper::apply(const tenancy::Grow& action) {
   const auto epoch = epochs_.find(action.identity.generation);
   const bool large_enough = epoch != epochs_.end() && epoch->second.live &&
                             !growing_.contains(action.identity) &&
-                            action.disks <= epoch->second.live->shape().disks;
+                            epoch->second.live->shape().covers(action.shape);
   if (large_enough) return carry_out(registry_.on_grown(action.identity, true, now()));
-  grow(action.identity, action.disks);
+  grow(action.identity, action.shape);
 }
 
-void SlotKeeper::grow(core::SlotIdentity identity, std::uint16_t disks) {
+void SlotKeeper::grow(core::SlotIdentity identity, core::SlotShape wanted) {
   const auto epoch = epochs_.find(identity.generation);
   if (epoch == epochs_.end() || !epoch->second.live) return;
   const auto pending = growing_.find(identity);
-  const std::uint16_t rows = pending != growing_.end() ? pending->second : epoch->second.live->shape().disks;
-  if (disks <= rows) return;
-  growing_[identity] = disks;
-  tracer_.grow(identity, next_incarnation(), {.disks = disks},
-               [this, identity, disks](core::Result<bpf::SlotMaps> fresh) {
+  const core::SlotShape there = pending != growing_.end() ? pending->second : epoch->second.live->shape();
+  if (there.covers(wanted)) return;
+  const core::SlotShape shape = there.with(wanted);
+  growing_[identity] = shape;
+  tracer_.grow(identity, next_incarnation(), shape,
+               [this, identity, shape](core::Result<bpf::SlotMaps> fresh) {
                  if (const auto newest = growing_.find(identity);
-                     newest != growing_.end() && newest->second == disks) {
+                     newest != growing_.end() && newest->second == shape) {
                    growing_.erase(newest);
                  }
                  const bool ok = fresh.has_value();
@@ -168,6 +172,7 @@ void SlotKeeper::apply(const tenancy::SetTenant& action) {
 }
 
 void SlotKeeper::apply(const tenancy::Unbind& action) {
+  tracer_.count_threads();
   tracer_.unbind(action.process);
 }
 
@@ -234,9 +239,13 @@ const EpochData* SlotKeeper::data(const tenancy::Epoch& epoch) {
   if (data.live) {
     std::vector<bpf::NumberedDisk> disks = tracer_.disks(epoch.slot);
     if (!disks.empty()) data.disks = std::move(disks);
+    data.shape = data.live->shape();
   }
   const bool last_chance = !data.live.has_value() || naming_closed_;
-  data.devices = label_devices(epoch.facts ? &*epoch.facts : nullptr, data.disks, last_chance, data.names);
+  const core::VmFacts* facts = epoch.facts ? &*epoch.facts : nullptr;
+  data.devices = label_disks(facts, data.disks, last_chance, data.names);
+  std::ranges::move(label_vcpus(facts, data.shape.vcpus), std::back_inserter(data.devices));
+  data.devices.push_back(vm_label());
   return &data;
 }
 

@@ -25,6 +25,7 @@ struct EpochData {
   tenancy::EpochTotals totals;
   std::vector<bpf::NumberedDisk> disks;
   DeviceNames names;
+  core::SlotShape shape;  ///< of the last incarnation
   std::vector<DeviceLabel> devices;
 };
 
@@ -50,8 +51,11 @@ class SlotKeeper {
   void on_vm_gone(const core::VmUuid& uuid, core::ProcessKey process) {
     carry_out(registry_.on_vm_gone(uuid, process, now()));
   }
-  /// Before a reading: what ended unseen is counted.
-  void settle() { tracer_.settle(); }
+  /// Before a reading: what the kernel side counts only when asked to.
+  void bring_up_to_date() {
+    tracer_.settle();
+    tracer_.count_threads();
+  }
   void tick();
   /// The daemon stops: who has no name by now will not get one here.
   void close_naming() {
@@ -91,7 +95,7 @@ class SlotKeeper {
   void apply(const tenancy::Retire& action) { retire_when_idle(action.identity); }
   void apply(const tenancy::Discard& action);
 
-  void grow(core::SlotIdentity identity, std::uint16_t disks);
+  void grow(core::SlotIdentity identity, core::SlotShape wanted);
   void retire_when_idle(core::SlotIdentity identity);
   void drain(core::SlotIdentity identity, bool discard);
 
@@ -105,8 +109,8 @@ class SlotKeeper {
   std::unordered_map<std::uint64_t, core::Generation> generations_;
   std::deque<tenancy::Action> actions_;
   bool carrying_out_ = false;
-  /// Rows that are being installed: a slot grows once at a time.
-  std::map<core::SlotIdentity, std::uint16_t> growing_;
+  /// Shapes that are being installed: a slot grows once at a time.
+  std::map<core::SlotIdentity, core::SlotShape> growing_;
   /// Slots whose tenancy is over but for requests under way, with the time of their retirement at the latest.
   std::map<core::SlotIdentity, std::uint64_t> retiring_;
   bool naming_closed_ = false;

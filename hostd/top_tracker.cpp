@@ -27,6 +27,7 @@ core::HistogramValue difference(const core::HistogramValue& now, const core::His
 std::map<TopTracker::Key, TopTracker::Totals> TopTracker::totals_of(std::span<const VmReading::Row> rows) {
   std::map<Key, Totals> all;
   for (const VmReading::Row& row : rows) {
+    if (row.kind->dev_space != bpf::DevSpace::disk) continue;
     Totals& totals = all[{row.device->name, direction_of(row)}];
     const std::string_view name = row.kind->count->name;
     if (name == "kvmscope.vm.disk.storage.operations") totals.io += row.counter;

@@ -18,7 +18,7 @@ const bpf::Kind& kind_named(std::string_view name) {
 TEST_CASE("top shows the difference of two readings, not the totals") {
   const bpf::Kind& operations = kind_named("kvmscope.vm.disk.storage.operations");
   const bpf::Kind& duration = kind_named("kvmscope.vm.disk.storage.duration");
-  const DeviceLabel disk{.name = "vda", .devs = {0}, .is_disk = true};
+  const DeviceLabel disk{.name = "vda", .devs = {0}, .of_domain = true};
   tenancy::Epoch epoch;
   epoch.slot = {{7}, {9}};
   epoch.tenant = {"acme"};

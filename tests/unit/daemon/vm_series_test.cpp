@@ -37,7 +37,7 @@ std::vector<DeviceLabel> label(const core::VmFacts* facts, const std::vector<bpf
   std::vector<bpf::NumberedDisk> devices;
   for (const bpf::DiskKey key : keys) devices.push_back({.key = key});
   DeviceNames names;
-  return label_devices(facts, devices, false, names);
+  return label_disks(facts, devices, false, names);
 }
 
 using Devs = std::vector<std::uint16_t>;
@@ -51,8 +51,8 @@ TEST_CASE("two files on one file system are two disks; what names neither is unr
   REQUIRE(find(labels, "vda")->devs == Devs{2});
   REQUIRE(find(labels, "vdb")->devs == Devs{0});
   REQUIRE(find(labels, "unresolved")->devs == Devs{1});
-  REQUIRE_FALSE(find(labels, "unresolved")->is_disk);
-  REQUIRE(find(labels, "vda")->is_disk);
+  REQUIRE_FALSE(find(labels, "unresolved")->of_domain);
+  REQUIRE(find(labels, "vda")->of_domain);
 }
 
 TEST_CASE("a device below a stacked one, or of no disk of the domain, has no label") {
@@ -78,7 +78,7 @@ TEST_CASE("all images of a disk are the disk; who left the domain keeps his name
     devices.push_back({.key = key});
   }
   DeviceNames names;
-  auto labels = label_devices(&facts, devices, false, names);
+  auto labels = label_disks(&facts, devices, false, names);
   REQUIRE(find(labels, "vda")->devs == Devs{0, 2, 3});
   REQUIRE(find(labels, "vdb")->devs == Devs{1});
 
@@ -87,16 +87,16 @@ TEST_CASE("all images of a disk are the disk; who left the domain keeps his name
   facts.disks[1] = file_disk("vdb", 1, 120);
   devices.push_back({.key = bpf::disk_key(8, 1, 120)});
   devices.push_back({.key = bpf::disk_key(8, 1, 110)});
-  labels = label_devices(&facts, devices, false, names);
+  labels = label_disks(&facts, devices, false, names);
   REQUIRE(find(labels, "vda")->devs == Devs{0, 2, 3, 6});
   REQUIRE(find(labels, "vdb")->devs == Devs{1, 5});
   REQUIRE(find(labels, "unresolved")->devs == Devs{4});
 
   // The last file on that file system goes: what counted there does not.
   facts.disks.clear();
-  labels = label_devices(&facts, devices, false, names);
+  labels = label_disks(&facts, devices, false, names);
   REQUIRE(find(labels, "vda")->devs == Devs{0, 2, 3, 6});
-  REQUIRE(find(labels, "vda")->is_disk);
+  REQUIRE(find(labels, "vda")->of_domain);
   REQUIRE(find(labels, "vdb")->devs == Devs{1, 5});
   REQUIRE(find(labels, "unresolved")->devs == Devs{4});
 }
@@ -107,8 +107,8 @@ TEST_CASE("an image that nobody named in time is unresolved at the end") {
   const std::vector<bpf::NumberedDisk> devices = {
       {bpf::disk_key(8, 1, 100), true}, {bpf::disk_key(8, 1, 101), true}, {bpf::disk_key(8, 32, 0), false}};
   DeviceNames names;
-  REQUIRE(find(label_devices(&facts, devices, false, names), "unresolved") == nullptr);
-  REQUIRE(find(label_devices(&facts, devices, true, names), "unresolved")->devs == Devs{1});
+  REQUIRE(find(label_disks(&facts, devices, false, names), "unresolved") == nullptr);
+  REQUIRE(find(label_disks(&facts, devices, true, names), "unresolved")->devs == Devs{1});
 }
 
 TEST_CASE("an invisible disk gets no series, not zero ones") {
