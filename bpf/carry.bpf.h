@@ -43,8 +43,10 @@ static __noinline bool adopt_queue(struct kv_queue* entry, struct request* rq) {
  */
 KV_INLINE struct kv_carry* carry_place(struct request* rq, bool adopt) {
   struct request_queue* q = rq->q;
-  struct kv_queue* entry = &queues[q->id & (KV_QUEUES - 1)];
+  __u32 id = q->id;
 
+  if (id >= KV_QUEUES) return 0; /* the lowest free id is given to a new queue: no two live ones share one */
+  struct kv_queue* entry = &queues[id];
   if (*(volatile __u64*)&entry->queue != (__u64)q) {
     if (!adopt || !adopt_queue(entry, rq)) return 0;
   }
@@ -56,6 +58,12 @@ KV_INLINE struct kv_carry* carry_place(struct request* rq, bool adopt) {
   if (hctx >= entry->hctxs) return 0;
   __u32 index = entry->base + hctx * depth + tag;
   return bpf_map_lookup_elem(&carries, &index);
+}
+
+#define KV_HAND_ON_NS 1000000000ULL
+
+KV_INLINE bool same(struct kv_identity a, struct kv_identity b) {
+  return a.slot == b.slot && a.generation == b.generation;
 }
 
 /* --- what ended unseen
@@ -77,15 +85,28 @@ static __noinline void recover(struct kv_carry* carry) {
   if (!account(&done)) count_stat(KV_STAT_LATE);
 }
 
-static __noinline void recover_bio(struct kv_bio* entry) {
-  struct finished done = {
-      .id = entry->id,
-      .dev = entry->dev,
-      .op = entry->op,
-      .operations = entry->flags & KV_BIO_PART ? 0 : 1,
-      .bytes = entry->length,
-  };
+/* Takes the start out, as of a carry: who gets it counts the bio, whoever else still finds the entry does
+ * not. `seen` is what it was. */
+KV_INLINE bool take_bio(struct kv_bio* entry, struct kv_bio* seen) {
+  __u64 start_ns = *(volatile __u64*)&entry->start_ns;
 
+  if (!start_ns) return false;
+  barrier();
+  *seen = *entry;
+  return __sync_val_compare_and_swap(&entry->start_ns, start_ns, 0) == start_ns;
+}
+
+static __noinline void recover_bio(struct kv_bio* entry) {
+  struct kv_bio seen;
+
+  if (!take_bio(entry, &seen)) return;
+  struct finished done = {
+      .id = seen.id,
+      .dev = seen.dev,
+      .op = seen.op,
+      .operations = seen.flags & KV_BIO_PART ? 0 : 1,
+      .bytes = seen.length,
+  };
   count_stat(KV_STAT_STALE);
   if (!account(&done)) count_stat(KV_STAT_LATE);
 }
@@ -162,11 +183,30 @@ KV_INLINE void forget_bio(__u64 key) {
 KV_INLINE struct kv_bio* bio_in(__u64 key, __u64 rq, __u64 sector, __u32 length) {
   struct kv_bio* entry = bpf_map_lookup_elem(&bios, &key);
 
-  if (!entry || entry->flags & KV_BIO_DEVICE) return 0;
+  if (!entry || !entry->start_ns || entry->flags & KV_BIO_DEVICE) return 0;
   if (entry->sector == sector && entry->length == length && (!entry->rq || entry->rq == rq)) return entry;
   recover_bio(entry);
   forget_bio(key);
   return 0;
+}
+
+/* A device without requests (a multipath head, md) has handed on its bio, as it is or in pieces, and counts
+ * it itself. That happens in the submitter, at once: what is older has ended unseen. */
+static __noinline bool handed_on(struct bio* bio, struct kv_identity id) {
+  struct bio* whole = bio;
+
+  if (&bio_chain_endio && (__u64)bio->bi_end_io == (__u64)&bio_chain_endio) whole = unsplit(bio);
+  __u64 key = (__u64)whole;
+  struct kv_bio* entry = bpf_map_lookup_elem(&bios, &key);
+  if (!entry || !(entry->flags & KV_BIO_DEVICE)) return false;
+  __u64 start_ns = entry->start_ns;
+  if (start_ns && same(entry->id, id) && bio->bi_iter.bi_size <= entry->length &&
+      bpf_ktime_get_ns() - start_ns < KV_HAND_ON_NS)
+    return true;
+  if (whole != bio) return false;
+  recover_bio(entry);
+  forget_bio(key);
+  return false;
 }
 
 KV_INLINE void remember_bio(struct bio* bio, const struct kv_bio* entry) {
@@ -177,11 +217,7 @@ KV_INLINE void remember_bio(struct bio* bio, const struct kv_bio* entry) {
     return;
   }
   struct kv_bio* old = bpf_map_lookup_elem(&bios, &key);
-  if (old) {
-    /* A bio that its device handed on to another one as it is: counted at the first. */
-    if (old->flags & KV_BIO_DEVICE && !(entry->flags & KV_BIO_DEVICE)) return;
-    recover_bio(old);
-  }
+  if (old) recover_bio(old);
   if (bpf_map_update_elem(&bios, &key, entry, BPF_EXIST)) count_stat(KV_STAT_BIO_FULL);
 }
 

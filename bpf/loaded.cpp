@@ -241,7 +241,9 @@ Result<void> Loaded::map_arrays(const Options& options) {
            .events = bpf_map__fd(maps.events),
            .spares = bpf_map__fd(maps.spares),
            .procs = bpf_map__fd(maps.procs),
-           .cgroups = bpf_map__fd(maps.cgroups)};
+           .cgroups = bpf_map__fd(maps.cgroups),
+           .carry_overflow = bpf_map__fd(maps.carry_overflow),
+           .bios = bpf_map__fd(maps.bios)};
   auto info = MapView::open(bpf_map__fd(maps.slot_info), sizeof(kv_slot_info) * options.max_slots, true);
   if (!info) return fail(info.error());
   auto drops = MapView::open(bpf_map__fd(maps.ring_drops), sizeof(__u64) * options.max_tenants);
@@ -291,7 +293,9 @@ Globals Loaded::globals() const {
   return {.vm_tgids = std::span(bss.vm_tgids),
           .versions = std::span(bss.versions),
           .stats = std::span(bss.stats),
-          .spare_count = bss.spare_count};
+          .spare_count = bss.spare_count,
+          .overflow_live = bss.overflow_live,
+          .bios_live = bss.bios_live};
 }
 
 kv_slot_info& Loaded::slot_info(std::uint32_t slot) const {

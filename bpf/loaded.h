@@ -24,6 +24,8 @@ struct Globals {
   std::span<__u32, KV_VERSIONS> versions;
   std::span<__u64, KV_STATS> stats;
   __u32& spare_count;
+  __s64& overflow_live;
+  __s64& bios_live;
 };
 
 /// The object in the kernel: programs, maps and mapped globals. Detaches and unloads with its owner.
@@ -57,6 +59,8 @@ class Loaded {
     int spares = -1;
     int procs = -1;
     int cgroups = -1;
+    int carry_overflow = -1;
+    int bios = -1;
   };
   const Maps& maps() const { return maps_; }
   Globals globals() const;
