@@ -35,10 +35,11 @@ enum kv_kind {
   KV_DISK_STORAGE_DURATION = 2, /* histogram by op: first issue to completion */
   KV_DISK_QUEUE_DURATION = 3,   /* histogram by op: start to first issue */
   KV_VCPU_TIME = 4,             /* counter by vCPU: ns on a CPU, ns waiting for one */
-  KV_THREAD_TIME = 5,           /* counter by thread class (no vCPUs): the same */
-  KV_VCPU_SWITCHES = 6,         /* counter by vCPU: times taken off its CPU, times moved to another one */
-  KV_VCPU_DELAY = 7,            /* histogram by vCPU: wait before each time on a CPU */
-  KV_KINDS = 8,
+  KV_VCPU_STEAL = 5,    /* counter by vCPU, kept by the daemon: ns of steal, ns throttled by a quota */
+  KV_THREAD_TIME = 6,   /* counter by thread class (no vCPUs): ns on a CPU, ns waiting for one */
+  KV_VCPU_SWITCHES = 7, /* counter by vCPU: times taken off its CPU, times moved to another one */
+  KV_VCPU_DELAY = 8,    /* histogram by vCPU: wait before each time on a CPU */
+  KV_KINDS = 9,
 };
 
 /* Classes of a VM's threads. vCPUs have numbers of their own. */

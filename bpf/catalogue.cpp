@@ -49,10 +49,17 @@ constexpr Instrument kCpuTime{
     .description = "Time that the VM's threads ran on the host's CPUs",
     .type = InstrumentType::counter,
 };
-constexpr Instrument kCpuDelay{
-    .name = "kvmscope.vm.cpu.delay.time",
+constexpr Instrument kSteal{
+    .name = "kvmscope.vm.cpu.steal.time",
     .unit = "s",
-    .description = "Time that the VM's threads were ready to run and waited for a CPU of the host",
+    .description =
+        "Time that the VM's threads were ready to run, and allowed to, and waited for a CPU of the host",
+    .type = InstrumentType::counter,
+};
+constexpr Instrument kThrottled{
+    .name = "kvmscope.vm.cpu.throttled.time",
+    .unit = "s",
+    .description = "Time that a CPU quota kept the vCPU from running",
     .type = InstrumentType::counter,
 };
 constexpr Instrument kPreemptions{
@@ -129,16 +136,17 @@ constexpr std::array<Kind, KV_KINDS> kKinds{{
     {.id = KV_DISK_ERRORS, .subs = kErrorSubs, .count = &kErrors},
     {.id = KV_DISK_STORAGE_DURATION, .histogram = true, .subs = kOps, .count = &kDuration},
     {.id = KV_DISK_QUEUE_DURATION, .histogram = true, .subs = kOps, .count = &kQueueDuration},
-    {.id = KV_VCPU_TIME,
+    {.id = KV_VCPU_TIME, .dev_space = DevSpace::vcpu, .subs = kVcpuThread, .count = &kCpuTime},
+    {.id = KV_VCPU_STEAL,
      .dev_space = DevSpace::vcpu,
      .subs = kVcpuThread,
-     .count = &kCpuTime,
-     .sum = &kCpuDelay},
+     .count = &kSteal,
+     .sum = &kThrottled},
     {.id = KV_THREAD_TIME,
      .dev_space = DevSpace::vm,
      .subs = kThreadSubs,
      .count = &kCpuTime,
-     .sum = &kCpuDelay},
+     .sum = &kSteal},
     {.id = KV_VCPU_SWITCHES,
      .dev_space = DevSpace::vcpu,
      .subs = kPlain,

@@ -73,7 +73,11 @@ int BPF_PROG(kv_exec, struct task_struct* task, int old_pid, struct linux_binprm
   struct kv_process* known = is_vm(tgid) ? bpf_map_lookup_elem(&procs, &key) : 0;
   if (known && known->flags & KV_PROCESS_CHILD) {
     struct kv_task* kept = bpf_task_storage_get(&task_id, task, 0, 0);
-    if (kept) count_time(task, kept);
+    if (kept) {
+      count_time(task, kept);
+      *(volatile __u64*)&kept->id = 0;
+      kept->flags = 0;
+    }
     /* A child of a VM's process becomes something else: no longer the VM's, unless its cgroup says so. */
     bpf_map_delete_elem(&procs, &key);
     forget_resolved(tgid);

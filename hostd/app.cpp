@@ -34,6 +34,8 @@
 #include "hostd/top_tracker.h"
 #include "hostd/vm_views.h"
 #include "tenancy/registry.h"
+#include "virt/cgroups.h"
+#include "virt/files.h"
 #include "virt/libvirt_source.h"
 
 namespace kvmscope::hostd {
@@ -51,6 +53,12 @@ std::string read_line(const char* path) {
   std::string line;
   std::getline(file, line);
   return line;
+}
+
+std::string cgroup_root(const Config& config) {
+  if (!config.libvirt.cgroup_root.empty()) return config.libvirt.cgroup_root;
+  const auto mounts = virt::read_file("/proc/self/mountinfo");
+  return mounts ? virt::unified_mount_point(*mounts) : "";
 }
 
 tenancy::RegistryConfig registry_config(const Config& config) {
@@ -192,7 +200,7 @@ App::Impl::Impl(Config loaded, std::shared_ptr<boost::asio::io_context> loop,
       tracer(std::move(opened)),
       registry(registry_config(config)),
       streams(io->get_executor(), config, clock, report),
-      keeper(*tracer, registry, clock, report),
+      keeper(*tracer, registry, clock, report, cgroup_root(config)),
       cycle(config, read_line(kBootId), registry, keeper, streams, top, clock),
       discovery(io->get_executor(), "/proc", config.bpf.qemu_names),
       signals(*io, SIGTERM, SIGINT, SIGHUP),

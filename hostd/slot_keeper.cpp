@@ -24,6 +24,10 @@ bool is_bio_based(std::uint32_t major, std::uint32_t minor) {
   return !std::filesystem::exists((partition ? directory.parent_path() : directory) / "mq", ignored);
 }
 
+constexpr std::uint64_t kNsPerTick = 10'000'000;
+/// A VM that is counted so soon after its process's start is counted from its start.
+constexpr std::uint64_t kStartNs = 2'000'000'000;
+
 std::vector<bpf::DiskKey> keys_of_all(const std::vector<core::Disk>& disks) {
   std::vector<bpf::DiskKey> keys;
   for (const core::Disk& disk : disks) {
@@ -37,8 +41,39 @@ std::vector<bpf::DiskKey> keys_of_all(const std::vector<core::Disk>& disks) {
 }  // namespace
 
 SlotKeeper::SlotKeeper(bpf::Tracer& tracer, tenancy::Registry& registry, const core::Clock& clock,
-                       Report report)
-    : tracer_(tracer), registry_(registry), clock_(clock), report_(std::move(report)) {}
+                       Report report, std::string cgroup_root)
+    : tracer_(tracer),
+      registry_(registry),
+      clock_(clock),
+      report_(std::move(report)),
+      cgroup_root_(std::move(cgroup_root)) {}
+
+void SlotKeeper::bring_up_to_date() {
+  tracer_.settle();
+  tracer_.count_threads();
+  for (const tenancy::Epoch* epoch : registry_.epochs()) read_steal(*epoch);
+}
+
+/// Steal is the wait for a CPU without what quotas are the reason of. The kernel adds to both at different
+/// moments: steal never falls.
+void SlotKeeper::read_steal(const tenancy::Epoch& epoch) {
+  const auto found = epochs_.find(generation(epoch));
+  if (found == epochs_.end() || !found->second.live) return;
+  EpochData& data = found->second;
+  const bool known = epoch.facts && !epoch.facts->cgroup_path.empty() && !cgroup_root_.empty();
+  const std::uint16_t vcpus = std::max<std::uint16_t>(data.live->shape().vcpus, 1);
+  virt::CpuThrottle throttle{.vm_ns = 0, .vcpu_ns = std::vector<std::uint64_t>(vcpus)};
+  if (known) throttle = virt::read_cpu_throttle(cgroup_root_ + epoch.facts->cgroup_path, vcpus);
+  if (known && !data.throttle_before) {
+    const std::uint64_t started_ns = epoch.process.start_ticks * kNsPerTick;
+    const std::uint64_t age_ns = now().unix_ns - std::min(epoch.start_unix_ns, now().unix_ns);
+    const bool from_its_start = now().boottime_ns - age_ns < started_ns + kStartNs;
+    data.throttle_before = from_its_start
+                               ? virt::CpuThrottle{.vm_ns = 0, .vcpu_ns = std::vector<std::uint64_t>(vcpus)}
+                               : throttle;
+  }
+  add_steal(*data.live, throttle, data.throttle_before, data.totals);
+}
 
 void SlotKeeper::carry_out(tenancy::Actions actions) {
   std::ranges::move(actions, std::back_inserter(actions_));
@@ -209,8 +244,10 @@ void SlotKeeper::drain(core::SlotIdentity identity, bool discard) {
     // Without the kernel's word that nobody writes any more the slot must not be given to another: it stays
     // taken.
     if (!retired) return report_("retire a slot", retired.error());
-    if (const tenancy::Epoch* epoch = registry_.by_slot(identity))
+    if (const tenancy::Epoch* epoch = registry_.by_slot(identity)) {
       generations_[epoch->serial] = identity.generation;
+      read_steal(*epoch);
+    }
     if (const auto epoch = epochs_.find(identity.generation); epoch != epochs_.end()) {
       if (discard) {
         epochs_.erase(epoch);

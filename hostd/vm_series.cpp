@@ -3,6 +3,8 @@
 
 #include <algorithm>
 
+#include "bpf/abi.h"
+
 namespace kvmscope::hostd {
 namespace {
 
@@ -118,6 +120,47 @@ std::vector<DeviceLabel> label_vcpus(const core::VmFacts* facts, std::uint16_t r
 
 DeviceLabel vm_label() {
   return {.space = bpf::DevSpace::vm, .name = {}, .devs = {0}, .of_domain = true};
+}
+
+std::uint64_t throttled_ns(const virt::CpuThrottle& now, const std::optional<virt::CpuThrottle>& before,
+                           std::size_t vcpu, std::uint64_t waited_ns, std::uint64_t all_waited_ns) {
+  const auto since = [](std::uint64_t value, std::uint64_t start) { return value - std::min(value, start); };
+  const auto own = [vcpu](const virt::CpuThrottle& throttle) {
+    return vcpu < throttle.vcpu_ns.size() ? throttle.vcpu_ns[vcpu] : 0;
+  };
+  const std::uint64_t own_ns = since(own(now), before ? own(*before) : 0);
+  const std::uint64_t vm_ns = since(now.vm_ns, before ? before->vm_ns : 0);
+  if (all_waited_ns == 0) return own_ns;
+  const double share = static_cast<double>(waited_ns) / static_cast<double>(all_waited_ns);
+  return own_ns + static_cast<std::uint64_t>(static_cast<double>(vm_ns) * share);
+}
+
+core::CounterValue steal_of(std::uint64_t waited_ns, std::uint64_t throttled_ns,
+                            const core::CounterValue& shown) {
+  const std::uint64_t throttled = std::max(shown.sum, throttled_ns);
+  return {.count = std::max(shown.count, waited_ns - std::min(waited_ns, throttled)), .sum = throttled};
+}
+
+void add_steal(const bpf::SlotMaps& maps, const virt::CpuThrottle& throttle,
+               const std::optional<virt::CpuThrottle>& before, tenancy::EpochTotals& totals) {
+  const std::uint16_t rows = bpf::rows_of(maps.shape(), bpf::DevSpace::vcpu);
+  const auto dev_of = [rows](std::uint16_t row) { return row + 1 == rows ? kOtherDevice : row; };
+  const auto vcpu_waited_ns = [&](std::uint16_t row) {
+    return totals.total({KV_VCPU_TIME, dev_of(row), 0}, maps.counter({KV_VCPU_TIME, row, 0})).sum;
+  };
+  std::uint64_t all_ns = 0;
+  for (std::uint16_t row = 0; row < rows; ++row) all_ns += vcpu_waited_ns(row);
+  for (std::uint16_t sub = 0; sub < KV_THREADS; ++sub) {
+    const core::SeriesId id{KV_THREAD_TIME, 0, sub};
+    all_ns += totals.total(id, maps.counter(id)).sum;
+  }
+  for (std::uint16_t row = 0; row < rows; ++row) {
+    const std::uint64_t waited_ns = vcpu_waited_ns(row);
+    if (waited_ns == 0) continue;
+    const core::SeriesId id{KV_VCPU_STEAL, dev_of(row), 0};
+    totals.set(id, steal_of(waited_ns, throttled_ns(throttle, before, row, waited_ns, all_ns),
+                            totals.total(id, {})));
+  }
 }
 
 void fold_incarnation(const bpf::SlotMaps& maps, tenancy::EpochTotals& totals) {

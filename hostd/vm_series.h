@@ -14,6 +14,7 @@
 #include "hostd/core/metric.h"
 #include "hostd/core/vm.h"
 #include "tenancy/ledger.h"
+#include "virt/cpu_stat.h"
 
 namespace kvmscope::hostd {
 
@@ -51,6 +52,20 @@ std::vector<DeviceLabel> label_vcpus(const core::VmFacts* facts, std::uint16_t r
 
 /// What is split by no device at all.
 DeviceLabel vm_label();
+
+/// What quotas took from one vCPU since `before` (when its counting began): by its own quota, and its share
+/// of those on the whole VM, by how long each thread waited.
+std::uint64_t throttled_ns(const virt::CpuThrottle& now, const std::optional<virt::CpuThrottle>& before,
+                           std::size_t vcpu, std::uint64_t waited_ns, std::uint64_t all_waited_ns);
+
+/// Steal (count) and throttled time (sum) of a vCPU that waited so long for a CPU. The kernel adds to both at
+/// different moments: neither falls below what was `shown` before.
+core::CounterValue steal_of(std::uint64_t waited_ns, std::uint64_t throttled_ns,
+                            const core::CounterValue& shown);
+
+/// Every vCPU's steal into the totals.
+void add_steal(const bpf::SlotMaps& maps, const virt::CpuThrottle& throttle,
+               const std::optional<virt::CpuThrottle>& before, tenancy::EpochTotals& totals);
 
 /// Adds an ended incarnation's final values to its epoch's totals.
 void fold_incarnation(const bpf::SlotMaps& maps, tenancy::EpochTotals& totals);

@@ -186,5 +186,69 @@ TEST_CASE(
   }
 }
 
+TEST_CASE("vCPUs are called by their numbers; those plugged in exist from the start") {
+  core::VmFacts facts;
+  facts.vcpus = 2;
+  facts.max_vcpus = 4;
+  auto labels = label_vcpus(&facts, 5);
+  REQUIRE(labels.size() == 5);
+  REQUIRE(find(labels, "1")->of_domain);
+  REQUIRE(find(labels, "3")->devs == Devs{3});
+  REQUIRE_FALSE(find(labels, "3")->of_domain);
+  REQUIRE(find(labels, "other")->devs == Devs{kOtherDevice});
+  labels = label_vcpus(nullptr, 3);  // nobody has named it: what the maps have rows for
+  REQUIRE(labels.size() == 3);
+  REQUIRE_FALSE(find(labels, "0")->of_domain);
+}
+
+TEST_CASE("CPU time is exported in seconds, of all threads under one name") {
+  tenancy::EpochTotals totals;
+  const bpf::Kind& vcpu = kind_named("kvmscope.vm.cpu.time");
+  const auto threads = std::ranges::find_if(bpf::catalogue(), [&](const bpf::Kind& kind) {
+    return kind.count == vcpu.count && kind.dev_space == bpf::DevSpace::vm;
+  });
+  REQUIRE(threads != bpf::catalogue().end());
+  totals.fold({vcpu.id, 1, 0}, core::CounterValue{1'500'000'000, 7});
+  totals.fold({threads->id, 0, 2}, core::CounterValue{250'000'000, 500'000'000});
+  core::VmFacts facts;
+  facts.vcpus = facts.max_vcpus = 2;
+  auto labels = label_vcpus(&facts, 3);
+  labels.push_back(vm_label());
+  VmReading reading;
+  reading.read(nullptr, totals, labels);
+  std::vector<core::Point> points;
+  reading.points(5, 9, points);
+  std::map<std::string, double> seconds;
+  std::string last;
+  std::vector<std::string> order;
+  for (const core::Point& point : points) {
+    std::string id(point.instrument->name);
+    if (id != last) order.push_back(id);
+    last = id;
+    for (const auto& label : point.labels) id += "|" + std::string(label.value);
+    if (const auto* number = std::get_if<double>(&point.value)) seconds[id] = *number;
+  }
+  REQUIRE(seconds.at("kvmscope.vm.cpu.time|1|vcpu") == 1.5);
+  REQUIRE(seconds.at("kvmscope.vm.cpu.time|0|vcpu") == 0);
+  REQUIRE(seconds.at("kvmscope.vm.cpu.time|emulator") == 0.25);
+  REQUIRE(seconds.at("kvmscope.vm.cpu.steal.time|emulator") == 0.5);
+  REQUIRE(std::ranges::count(order, "kvmscope.vm.cpu.time") == 1);
+  REQUIRE(std::ranges::count(order, "kvmscope.vm.cpu.steal.time") == 1);
+}
+
+TEST_CASE("steal is the wait for a CPU that no quota is the reason of, and never falls") {
+  const virt::CpuThrottle before{.vm_ns = 100, .vcpu_ns = {50, 0}};
+  const virt::CpuThrottle now{.vm_ns = 500, .vcpu_ns = {80, 10}};
+  REQUIRE(throttled_ns(now, before, 0, 300, 400) == 30 + 300);
+  REQUIRE(throttled_ns(now, std::nullopt, 1, 100, 400) == 10 + 125);
+  REQUIRE(throttled_ns(now, std::nullopt, 7, 0, 0) == 0);
+  REQUIRE(throttled_ns({}, before, 0, 1, 1) == 0);  // the cgroup has gone
+
+  REQUIRE(steal_of(1000, 300, {}) == core::CounterValue{700, 300});
+  REQUIRE(steal_of(1000, 900, {700, 300}) == core::CounterValue{700, 900});  // throttling was added first
+  REQUIRE(steal_of(1800, 0, {700, 900}) == core::CounterValue{900, 900});
+  REQUIRE(steal_of(10, 900, {}) == core::CounterValue{0, 900});
+}
+
 }  // namespace
 }  // namespace kvmscope::hostd

@@ -11,7 +11,7 @@ TEST_CASE("the pool is filled at start, with generations after the host's") {
   REQUIRE(installs.size() == 3);
   for (std::uint32_t i = 0; i < 3; ++i) {
     REQUIRE(installs[i].identity == core::SlotIdentity{{i + 1}, {i + 2}});
-    REQUIRE(installs[i].disks == 4);
+    REQUIRE(installs[i].shape.disks == 4);
   }
   REQUIRE(host.registry.stats().slots_spare == 3);
   REQUIRE(host.registry.stats().slots_total == 11);
