@@ -59,7 +59,7 @@ int BPF_PROG(kv_bio_queue, struct bio* bio) {
 KV_INLINE int complete_bio(struct bio* bio) {
   __u64 key = (__u64)bio;
 
-  if (*(volatile __s64*)&bios_live <= 0) return 0;
+  if (*(volatile __s64*)&globals.bios_live <= 0) return 0;
   struct kv_bio* there = bpf_map_lookup_elem(&bios, &key);
   struct kv_bio seen;
   struct kv_bio* entry = &seen;

@@ -29,7 +29,7 @@ KV_INLINE void start_request(__u32 tgid, struct request* rq) {
   __u32 op = op_of(rq->cmd_flags, length);
   if (op == KV_OPS) return;
   resolve_current(tgid, &id);
-  if (*(volatile __s64*)&bios_live > 0 && handed_on(bio, id)) return;
+  if (*(volatile __s64*)&globals.bios_live > 0 && handed_on(bio, id)) return;
   __u32 dev = disk_of(id, bio);
   if (dev == NO_DISK) return;
   struct kv_carry* carry = carry_place(rq, true);
@@ -76,7 +76,7 @@ KV_INLINE int remember_current(struct bio* bio) {
   struct kv_bio entry;
 
   if (!is_vm(tgid) || !describe_bio(tgid, bio, &entry)) return 0;
-  if (*(volatile __s64*)&bios_live > 0 && handed_on(bio, entry.id)) return 0;
+  if (*(volatile __s64*)&globals.bios_live > 0 && handed_on(bio, entry.id)) return 0;
   remember_bio(bio, &entry);
   return 0;
 }
@@ -231,10 +231,10 @@ static __noinline bool carry_from_bio(struct request* rq) {
 SEC("tp_btf/block_rq_issue")
 int BPF_PROG(kv_rq_issue, struct request* rq) {
   /* First: its bio says that it is new, even where what the tag carried before ended unseen. */
-  if (identity_by_getrq && *(volatile __s64*)&bios_live > 0 && carry_from_bio(rq)) return 0;
+  if (identity_by_getrq && *(volatile __s64*)&globals.bios_live > 0 && carry_from_bio(rq)) return 0;
   struct kv_carry* carry = carry_of(rq);
   if (!carry) {
-    if (*(volatile __s64*)&bios_live > 0 && rq->bio != rq->biotail) go_along(rq);
+    if (*(volatile __s64*)&globals.bios_live > 0 && rq->bio != rq->biotail) go_along(rq);
     return 0;
   }
   if (carry->issue_ns) {
@@ -331,7 +331,7 @@ __noinline int walk_bio(struct walk* walk, __u64 sector, __u32 size) {
   }
   struct kv_bio* entry = bio_in(key, walk->rq, sector, size);
   if (!entry) {
-    if (walk->own_bio) __sync_fetch_and_add(&stats[KV_STAT_FOREIGN_MERGED], good);
+    if (walk->own_bio) __sync_fetch_and_add(&globals.stats[KV_STAT_FOREIGN_MERGED], good);
     return whole;
   }
   struct kv_bio seen;
@@ -427,7 +427,7 @@ int BPF_PROG(kv_rq_complete, struct request* rq, int error, unsigned int nr_byte
     carry = 0;
   }
   if (!carry) {
-    if (*(volatile __s64*)&bios_live > 0 && (identity_by_getrq || rq->bio != rq->biotail))
+    if (*(volatile __s64*)&globals.bios_live > 0 && (identity_by_getrq || rq->bio != rq->biotail))
       complete_foreign(rq, error, nr_bytes);
     return 0;
   }
@@ -515,8 +515,9 @@ static long settle_bio(void* map, __u64* bio, struct kv_bio* entry, void* unused
  * writer); it is attached nowhere. */
 SEC("raw_tp")
 int kv_settle(void* context) {
-  bpf_loop(carry_cursor, settle_one, 0, 0);
-  if (*(volatile __s64*)&overflow_live > 0) bpf_for_each_map_elem(&carry_overflow, settle_overflow, 0, 0);
-  if (*(volatile __s64*)&bios_live > 0) bpf_for_each_map_elem(&bios, settle_bio, 0, 0);
+  bpf_loop(globals.carry_cursor, settle_one, 0, 0);
+  if (*(volatile __s64*)&globals.overflow_live > 0)
+    bpf_for_each_map_elem(&carry_overflow, settle_overflow, 0, 0);
+  if (*(volatile __s64*)&globals.bios_live > 0) bpf_for_each_map_elem(&bios, settle_bio, 0, 0);
   return 0;
 }

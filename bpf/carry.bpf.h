@@ -22,9 +22,9 @@ static __noinline bool adopt_queue(struct kv_queue* entry, struct request* rq) {
   __u32 size = hctxs * depth;
   entry->depth = 0;
   if (size > entry->size) {
-    __u32 base = __sync_fetch_and_add(&carry_cursor, size);
+    __u32 base = __sync_fetch_and_add(&globals.carry_cursor, size);
     if (base + size > carry_capacity || base + size < base) {
-      __sync_fetch_and_sub(&carry_cursor, size);
+      __sync_fetch_and_sub(&globals.carry_cursor, size);
       entry->queue = (__u64)q;
       __sync_lock_test_and_set(&entry->state, KV_QUEUE_NO_ROOM);
       return false;
@@ -46,7 +46,7 @@ KV_INLINE struct kv_carry* carry_place(struct request* rq, bool adopt) {
   __u32 id = q->id;
 
   if (id >= KV_QUEUES) return 0; /* the lowest free id is given to a new queue: no two live ones share one */
-  struct kv_queue* entry = &queues[id];
+  struct kv_queue* entry = &globals.queues[id];
   if (*(volatile __u64*)&entry->queue != (__u64)q) {
     if (!adopt || !adopt_queue(entry, rq)) return 0;
   }
@@ -124,7 +124,7 @@ KV_INLINE struct kv_carry* carry_of(struct request* rq) {
   struct kv_carry* carry = carry_place(rq, false);
 
   if (carry && carry->rq == (__u64)rq && carry->start_ns) return carry;
-  if (*(volatile __s64*)&overflow_live > 0) return overflow_of((__u64)rq);
+  if (*(volatile __s64*)&globals.overflow_live > 0) return overflow_of((__u64)rq);
   return 0;
 }
 
@@ -139,8 +139,8 @@ KV_INLINE void forget_carry(struct request* rq, struct kv_carry* carry) {
   __u64 key = (__u64)rq;
 
   carry->start_ns = 0;
-  if (*(volatile __s64*)&overflow_live > 0 && !bpf_map_delete_elem(&carry_overflow, &key))
-    __sync_fetch_and_sub(&overflow_live, 1);
+  if (*(volatile __s64*)&globals.overflow_live > 0 && !bpf_map_delete_elem(&carry_overflow, &key))
+    __sync_fetch_and_sub(&globals.overflow_live, 1);
 }
 
 /* Takes the start out; true for the one who got it: only he counts. The look before spares the usual case, a
@@ -161,7 +161,7 @@ static __noinline void carry_in_overflow(struct kv_carry* carry) {
   __u64 key = carry->rq;
 
   if (!bpf_map_update_elem(&carry_overflow, &key, carry, BPF_NOEXIST)) {
-    __sync_fetch_and_add(&overflow_live, 1);
+    __sync_fetch_and_add(&globals.overflow_live, 1);
     return;
   }
   struct kv_carry* old = overflow_of(key);
@@ -175,7 +175,7 @@ static __noinline void carry_in_overflow(struct kv_carry* carry) {
 /* --- bios */
 
 KV_INLINE void forget_bio(__u64 key) {
-  if (!bpf_map_delete_elem(&bios, &key)) __sync_fetch_and_sub(&bios_live, 1);
+  if (!bpf_map_delete_elem(&bios, &key)) __sync_fetch_and_sub(&globals.bios_live, 1);
 }
 
 /* What is remembered of this bio on its way through a request; NULL if nothing is. What was remembered of an
@@ -213,7 +213,7 @@ KV_INLINE void remember_bio(struct bio* bio, const struct kv_bio* entry) {
   __u64 key = (__u64)bio;
 
   if (!bpf_map_update_elem(&bios, &key, entry, BPF_NOEXIST)) {
-    __sync_fetch_and_add(&bios_live, 1);
+    __sync_fetch_and_add(&globals.bios_live, 1);
     return;
   }
   struct kv_bio* old = bpf_map_lookup_elem(&bios, &key);

@@ -81,6 +81,38 @@ constexpr Instrument kDelayDuration{
     .type = InstrumentType::histogram,
 };
 
+constexpr Instrument kExits{
+    .name = "kvmscope.vm.cpu.exits",
+    .unit = "{exit}",
+    .description = "Times that a vCPU left its guest",
+    .type = InstrumentType::counter,
+};
+constexpr Instrument kExitTime{
+    .name = "kvmscope.vm.cpu.exit.time",
+    .unit = "s",
+    .description =
+        "Time on a CPU in the host's kernel from an exit to the next entry, or to the return to QEMU",
+    .type = InstrumentType::counter,
+};
+constexpr Instrument kEmulations{
+    .name = "kvmscope.vm.cpu.emulations",
+    .unit = "{exit}",
+    .description = "Exits that KVM handed on to QEMU",
+    .type = InstrumentType::counter,
+};
+constexpr Instrument kEmulationTime{
+    .name = "kvmscope.vm.cpu.emulation.time",
+    .unit = "s",
+    .description = "Time on a CPU from such a return to QEMU to the next entry",
+    .type = InstrumentType::counter,
+};
+constexpr Instrument kHaltTime{
+    .name = "kvmscope.vm.cpu.halt.time",
+    .unit = "s",
+    .description = "Time that a vCPU had nothing to do: blocked, or polling for its next interrupt",
+    .type = InstrumentType::counter,
+};
+
 constexpr std::array<std::string_view, KV_OPS> kDirections{"read", "write", "flush", "discard"};
 constexpr std::array<std::string_view, KV_ERRORS> kErrorTypes{"io",        "timeout", "nospc",   "medium",
                                                               "transport", "target",  "notsupp", "other"};
@@ -131,6 +163,59 @@ constexpr auto kThreadSubs = [] {
   return subs;
 }();
 
+constexpr std::array<std::string_view, KV_EXITS> kExitReasons{"exception",
+                                                              "interrupt",
+                                                              "nmi",
+                                                              "interrupt_window",
+                                                              "preemption_timer",
+                                                              "hlt",
+                                                              "pause",
+                                                              "mwait",
+                                                              "cpuid",
+                                                              "rdtsc",
+                                                              "invlpg",
+                                                              "cr",
+                                                              "dr",
+                                                              "io",
+                                                              "msr_read",
+                                                              "msr_write",
+                                                              "hypercall",
+                                                              "page_fault",
+                                                              "ept_misconfig",
+                                                              "apic",
+                                                              "descriptor",
+                                                              "task_switch",
+                                                              "wbinvd",
+                                                              "xsetbv",
+                                                              "rdpmc",
+                                                              "nested",
+                                                              "smi",
+                                                              "shutdown",
+                                                              "bus_lock",
+                                                              "encrypted",
+                                                              "failed",
+                                                              "other"};
+constexpr std::array<std::string_view, KV_HALTS> kHalts{"blocked", "polled", "polled_in_vain"};
+template <std::size_t N>
+constexpr std::array<std::array<SubLabel, 1>, N> labels_of(std::string_view key,
+                                                           const std::array<std::string_view, N>& values) {
+  std::array<std::array<SubLabel, 1>, N> labels{};
+  for (std::size_t sub = 0; sub < N; ++sub) labels[sub][0] = {key, values[sub]};
+  return labels;
+}
+template <std::size_t N>
+constexpr std::array<Sub, N> subs_of(const std::array<std::array<SubLabel, 1>, N>& labels) {
+  std::array<Sub, N> subs{};
+  for (std::size_t sub = 0; sub < N; ++sub) subs[sub] = {.labels = labels[sub]};
+  return subs;
+}
+constexpr auto kExitLabels = labels_of("cpu.exit.reason", kExitReasons);
+constexpr auto kExitSubs = subs_of(kExitLabels);
+constexpr auto kHaltLabels = labels_of("cpu.halt", kHalts);
+constexpr auto kHaltSubs = subs_of(kHaltLabels);
+/// Where there is no KVM these do not exist; with it they come with the first exit.
+constexpr std::array<Sub, 1> kWithKvm{{{.labels = {}}}};
+
 constexpr std::array<Kind, KV_KINDS> kKinds{{
     {.id = KV_DISK_STORAGE, .subs = kOps, .count = &kOperations, .sum = &kBytes},
     {.id = KV_DISK_ERRORS, .subs = kErrorSubs, .count = &kErrors},
@@ -157,6 +242,17 @@ constexpr std::array<Kind, KV_KINDS> kKinds{{
      .dev_space = DevSpace::vcpu,
      .subs = kPlain,
      .count = &kDelayDuration},
+    {.id = KV_VCPU_EXITS,
+     .dev_space = DevSpace::vcpu,
+     .subs = kExitSubs,
+     .count = &kExits,
+     .sum = &kExitTime},
+    {.id = KV_VCPU_EMULATION,
+     .dev_space = DevSpace::vcpu,
+     .subs = kWithKvm,
+     .count = &kEmulations,
+     .sum = &kEmulationTime},
+    {.id = KV_VCPU_HALT, .dev_space = DevSpace::vcpu, .subs = kHaltSubs, .sum = &kHaltTime},
 }};
 
 }  // namespace

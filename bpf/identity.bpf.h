@@ -8,19 +8,22 @@
 #define NS_PER_TICK 10000000ULL /* USER_HZ is 100: nsec_to_clock_t() */
 
 KV_INLINE bool is_vm(__u32 tgid) {
-  return tgid < KV_TGIDS && (*(volatile __u64*)&vm_tgids[(tgid / 64) % (KV_TGIDS / 64)] >> (tgid % 64)) & 1;
+  return tgid < KV_TGIDS &&
+         (*(volatile __u64*)&globals.vm_tgids[(tgid / 64) % (KV_TGIDS / 64)] >> (tgid % 64)) & 1;
 }
 
 KV_INLINE void mark_vm(__u32 tgid) {
-  if (tgid < KV_TGIDS) __sync_fetch_and_or(&vm_tgids[(tgid / 64) % (KV_TGIDS / 64)], 1ULL << (tgid % 64));
+  if (tgid < KV_TGIDS)
+    __sync_fetch_and_or(&globals.vm_tgids[(tgid / 64) % (KV_TGIDS / 64)], 1ULL << (tgid % 64));
 }
 
 KV_INLINE void unmark_vm(__u32 tgid) {
-  if (tgid < KV_TGIDS) __sync_fetch_and_and(&vm_tgids[(tgid / 64) % (KV_TGIDS / 64)], ~(1ULL << (tgid % 64)));
+  if (tgid < KV_TGIDS)
+    __sync_fetch_and_and(&globals.vm_tgids[(tgid / 64) % (KV_TGIDS / 64)], ~(1ULL << (tgid % 64)));
 }
 
 KV_INLINE void forget_resolved(__u32 tgid) {
-  __sync_fetch_and_add(&versions[tgid % KV_VERSIONS], 1);
+  __sync_fetch_and_add(&globals.versions[tgid % KV_VERSIONS], 1);
 }
 
 KV_INLINE void process_key(struct task_struct* task, struct kv_process_key* key) {
@@ -90,7 +93,7 @@ static __noinline void count_time(struct task_struct* task, struct kv_task* kept
   struct kv_counter* cell =
       counter_cell(id, vcpu ? KV_VCPU_TIME : KV_THREAD_TIME, vcpu ? kept->vcpu : 0, vcpu ? 0 : thread);
   if (!cell) {
-    __sync_fetch_and_add(&stats[KV_STAT_LATE_TIME], run_ns);
+    __sync_fetch_and_add(&globals.stats[KV_STAT_LATE_TIME], run_ns);
     return;
   }
   __sync_fetch_and_add(&cell->count, run_ns);
@@ -107,7 +110,8 @@ KV_INLINE void begin_time(struct kv_task* kept, __u64 run_ns, __u64 delay_ns) {
 }
 
 /* From now on the task's time is counted; called what it is once it has a name of its own. */
-static __noinline void begin_thread(struct task_struct* task, __u64 run_ns, __u64 delay_ns) {
+static __noinline __attribute__((unused)) void begin_thread(struct task_struct* task, __u64 run_ns,
+                                                            __u64 delay_ns) {
   struct kv_task* kept = bpf_task_storage_get(&task_id, task, 0, BPF_LOCAL_STORAGE_GET_F_CREATE);
 
   if (!kept) {
@@ -121,7 +125,7 @@ static __noinline void begin_thread(struct task_struct* task, __u64 run_ns, __u6
 
 /* Brings what is kept up to date with the daemon's tables. False: the task is nobody's (any more). */
 static __noinline bool refresh(struct task_struct* task, struct kv_task* kept) {
-  __u32 version = *(volatile __u32*)&versions[(__u32)task->tgid % KV_VERSIONS];
+  __u32 version = *(volatile __u32*)&globals.versions[(__u32)task->tgid % KV_VERSIONS];
   struct kv_identity id = {};
   bool main = false;
 
@@ -137,6 +141,18 @@ static __noinline bool refresh(struct task_struct* task, struct kv_task* kept) {
   barrier();
   kept->version = version;
   return true;
+}
+
+/* A vCPU goes on from where it was, after `here_ns` since it was last put there: its time there is counted.
+ */
+static __noinline void leave_place(struct kv_task* kept, __u64 here_ns) {
+  bool kernel = kept->place == KV_PLACE_KERNEL;
+  struct kv_counter* cell =
+      counter_cell(kept->id, kernel ? KV_VCPU_EXITS : KV_VCPU_EMULATION, kept->vcpu, kernel ? kept->exit : 0);
+
+  if (cell) __sync_fetch_and_add(&cell->sum, kept->spent_ns + here_ns);
+  kept->place = KV_PLACE_GUEST;
+  kept->spent_ns = 0;
 }
 
 /* --- the current task */
@@ -158,7 +174,7 @@ static __noinline bool resolve_slowly(struct task_struct* task, struct kv_identi
  */
 KV_INLINE void resolve_current(__u32 tgid, struct kv_identity* id) {
   struct task_struct* task = (struct task_struct*)bpf_get_current_task_btf();
-  __u32 version = *(volatile __u32*)&versions[tgid % KV_VERSIONS];
+  __u32 version = *(volatile __u32*)&globals.versions[tgid % KV_VERSIONS];
   struct kv_task* kept = bpf_task_storage_get(&task_id, task, 0, 0);
 
   if (kept && kept->version == version && kept->id.generation) {

@@ -13,6 +13,7 @@
 #include <cstring>
 #include <filesystem>
 #include <fstream>
+#include <iterator>
 
 #include "bpf/libbpf_log.h"
 #include "bpf/process_files.h"
@@ -288,14 +289,8 @@ Result<void> Loaded::attach_bio_programs() {
   return {};
 }
 
-Globals Loaded::globals() const {
-  auto& bss = *skeleton_->bss;
-  return {.vm_tgids = std::span(bss.vm_tgids),
-          .versions = std::span(bss.versions),
-          .stats = std::span(bss.stats),
-          .spare_count = bss.spare_count,
-          .overflow_live = bss.overflow_live,
-          .bios_live = bss.bios_live};
+kv_globals& Loaded::globals() const {
+  return skeleton_->bss->globals;
 }
 
 kv_slot_info& Loaded::slot_info(std::uint32_t slot) const {
@@ -307,30 +302,52 @@ std::uint64_t Loaded::ring_drops(std::uint32_t tenant_index) const {
 }
 
 std::span<const kv_carry> Loaded::carries() const {
-  const std::uint32_t used = __atomic_load_n(&skeleton_->bss->carry_cursor, __ATOMIC_RELAXED);
+  const std::uint32_t used = __atomic_load_n(&globals().carry_cursor, __ATOMIC_RELAXED);
   return {reinterpret_cast<const kv_carry*>(carries_.data()),
           std::min(used, skeleton_->rodata->carry_capacity)};
+}
+
+ProgramInfo figures_of(const bpf_program* program) {
+  ProgramInfo entry{.name = bpf_program__name(program)};
+  bpf_prog_info info{};
+  __u32 size = sizeof(info);
+  const int fd = bpf_program__fd(program);
+  if (fd >= 0 && bpf_obj_get_info_by_fd(fd, &info, &size) == 0) {
+    entry.run_count = info.run_cnt;
+    entry.run_time_ns = info.run_time_ns;
+    entry.recursion_misses = info.recursion_misses;
+    entry.verified_instructions = info.verified_insns;
+    entry.jited_bytes = info.jited_prog_len;
+  }
+  return entry;
+}
+
+Result<bool> Loaded::attach_kvm() {
+  if (kvm_) return false;
+  if (!KvmPrograms::kvm_is_here()) {
+    why_no_kvm_ = "KVM's modules are not loaded; looked for again and again";
+    return false;
+  }
+  auto kvm = KvmPrograms::load(skeleton_->obj);
+  if (!kvm) {
+    why_no_kvm_ = kvm.error().message();
+    return fail(kvm.error());
+  }
+  kvm_ = std::move(*kvm);
+  __atomic_store_n(&globals().kvm_live, 1, __ATOMIC_RELEASE);
+  return true;
 }
 
 std::vector<ProgramInfo> Loaded::programs() const {
   std::vector<ProgramInfo> out;
   bpf_program* program = nullptr;
   bpf_object__for_each_program(program, skeleton_->obj) {
-    ProgramInfo entry{.name = bpf_program__name(program)};
+    ProgramInfo entry = figures_of(program);
     entry.attached = links_.contains(entry.name);
     if (const auto why = why_not_.find(entry.name); why != why_not_.end()) entry.why_not = why->second;
-    bpf_prog_info info{};
-    __u32 size = sizeof(info);
-    const int fd = bpf_program__fd(program);
-    if (fd >= 0 && bpf_obj_get_info_by_fd(fd, &info, &size) == 0) {
-      entry.run_count = info.run_cnt;
-      entry.run_time_ns = info.run_time_ns;
-      entry.recursion_misses = info.recursion_misses;
-      entry.verified_instructions = info.verified_insns;
-      entry.jited_bytes = info.jited_prog_len;
-    }
     out.push_back(std::move(entry));
   }
+  std::ranges::move(kvm_ ? kvm_->programs() : KvmPrograms::absent(why_no_kvm_), std::back_inserter(out));
   bpf_map* map = nullptr;
   bpf_object__for_each_map(map, skeleton_->obj) {
     // "memlock:" is the kernel's own account of a map's memory.

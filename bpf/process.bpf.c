@@ -46,12 +46,12 @@ KV_INLINE void claim_slot(const struct kv_process_key* key) {
     if (failed != -17) count_stat(KV_STAT_MAP_ERROR); /* -EEXIST: the daemon was first */
     if (bpf_map_push_elem(&spares, &process.id, 0)) {
       count_stat(KV_STAT_MAP_ERROR);
-      __sync_fetch_and_sub(&spare_count, 1);
+      __sync_fetch_and_sub(&globals.spare_count, 1);
     }
     mark_vm(key->tgid);
     return;
   }
-  __sync_fetch_and_sub(&spare_count, 1);
+  __sync_fetch_and_sub(&globals.spare_count, 1);
   forget_resolved(key->tgid);
   mark_vm(key->tgid);
   report(KV_EVENT_CLAIMED, key, process.id);

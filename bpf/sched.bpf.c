@@ -113,10 +113,25 @@ KV_INLINE void end_slice(struct task_struct* task, struct kv_task* kept, bool pr
   if (cell) add_delay(cell, waited_ns);
 }
 
+/* A vCPU that comes back onto a CPU on the host's side of its exit: what it does there costs again. */
+KV_INLINE void resume(struct task_struct* task) {
+  struct kv_task* kept = bpf_task_storage_get(&task_id, task, 0, 0);
+
+  if (kept && kept->place != KV_PLACE_GUEST) kept->since_ns = bpf_ktime_get_ns();
+}
+
+KV_INLINE void suspend(struct kv_task* kept, bool dead) {
+  if (kept->place == KV_PLACE_GUEST) return;
+  kept->spent_ns += bpf_ktime_get_ns() - kept->since_ns;
+  if (dead) leave_place(kept, 0);
+}
+
 SEC("tp_btf/sched_switch")
-int BPF_PROG(kv_switch, bool preempt, struct task_struct* prev) {
-  if (!prev) return 0;
+int BPF_PROG(kv_switch, bool preempt, struct task_struct* prev, struct task_struct* next) {
+  if (!prev || !next) return 0;
   __u32 state = state_of(prev);
+
+  if (*(volatile __u32*)&globals.kvm_live && is_vm(next->tgid)) resume(next);
 
   /* A process loses its mark at its exit, before its threads' last switch. */
   if (!(state & TASK_DEAD) && !is_vm(prev->tgid)) return 0;
@@ -124,6 +139,7 @@ int BPF_PROG(kv_switch, bool preempt, struct task_struct* prev) {
   if (!kept) return 0;
   refresh(prev, kept);
   if (state & TASK_DEAD) count_time(prev, kept);
+  suspend(kept, state & TASK_DEAD);
   if (kept->thread == KV_THREAD_VCPU && kept->flags & KV_TASK_BASED && kept->id.generation)
     end_slice(prev, kept, preempt || !state);
   return 0;

@@ -401,6 +401,10 @@ void Tracer::settle() {
   impl_->loaded->settle();
 }
 
+Result<bool> Tracer::look_for_kvm() {
+  return impl_->loaded->attach_kvm();
+}
+
 void Tracer::count_threads() {
   impl_->loaded->count_threads();
 }
@@ -409,7 +413,7 @@ std::size_t Tracer::in_flight(SlotIdentity identity) const {
   const auto under_way = [&](const auto& entry) {
     return __atomic_load_n(&entry.start_ns, __ATOMIC_ACQUIRE) != 0 && identity_of(entry.id) == identity;
   };
-  const Globals globals = impl_->loaded->globals();
+  const kv_globals& globals = impl_->loaded->globals();
   auto count = static_cast<std::size_t>(std::ranges::count_if(impl_->loaded->carries(), under_way));
   if (__atomic_load_n(&globals.overflow_live, __ATOMIC_RELAXED) > 0)
     count += count_values<kv_carry>(impl_->loaded->maps().carry_overflow, under_way);

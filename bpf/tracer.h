@@ -172,6 +172,9 @@ class Tracer {
   /// Counts requests whose completion the kernel did not show (docs/adr/0006): to be called before a reading
   /// and before a slot is retired. A system call of some 100 us.
   void settle();
+  /// KVM may be loaded later than we are: attaches to its tracepoints once they are there. True if that
+  /// happened now.
+  core::Result<bool> look_for_kvm();
   /// Counts the CPU time of all VM threads up to now: to be called before a reading, and when a process has
   /// got or changed its slot. About 100 ns for each thread of the host.
   void count_threads();

@@ -134,6 +134,7 @@ struct App::Impl {
   void tell_ready();
   void rescan();
   void duty_cycle();
+  void look_for_kvm();
 
   void export_interval();
   SelfReading read_self();
@@ -165,6 +166,7 @@ struct App::Impl {
   boost::asio::steady_timer stats_off;
   bool rescan_due = true;  ///< done at the next tick that finds a spare slot
   bool scanned = false;
+  bool no_kvm = false;  ///< for good: the kernel refused our programs for it
   bool ready = false;
   std::chrono::steady_clock::time_point started = std::chrono::steady_clock::now();
   bool no_run_stats = false;
@@ -206,7 +208,11 @@ App::Impl::Impl(Config loaded, std::shared_ptr<boost::asio::io_context> loop,
       signals(*io, SIGTERM, SIGINT, SIGHUP),
       watchdog(io->get_executor(), watchdog_interval(), [] { systemd::notify_watchdog(); }),
       tick(io->get_executor(), kTick, [this] { on_tick(); }),
-      scan(io->get_executor(), kRescan, [this] { rescan_due = true; }),
+      scan(io->get_executor(), kRescan,
+           [this] {
+             rescan_due = true;
+             look_for_kvm();
+           }),
       interval(io->get_executor(), config.interval, [this] { export_interval(); }),
       stats_duty(io->get_executor(), config.bpf.run_stats.every, [this] { duty_cycle(); }),
       stats_off(*io) {
@@ -278,6 +284,15 @@ void App::Impl::rescan() {
     }
     scanned = true;
   });
+}
+
+/// Its modules may come later than we do.
+void App::Impl::look_for_kvm() {
+  if (no_kvm) return;
+  const auto found = tracer->look_for_kvm();
+  no_kvm = !found;
+  if (!found) report("vCPU exits are not traced", found.error());
+  if (found && *found) log_event(LogLevel::info, "KVM is here: vCPU exits are traced", {});
 }
 
 void App::Impl::duty_cycle() {
@@ -435,6 +450,7 @@ int App::run() {
   app.stats_duty.start();
   app.watchdog.start();
   app.duty_cycle();
+  app.look_for_kvm();
   app.io->run();
   return 0;
 }

@@ -57,7 +57,7 @@ std::map<std::string, TopTracker::CpuTotals> TopTracker::cpus_of(std::span<const
     std::string thread = "vcpu " + row.device->name;
     if (row.kind->dev_space == bpf::DevSpace::vm) thread = label_of(row, "cpu.thread");
     if (row.kind->dev_space == bpf::DevSpace::disk || thread.empty()) continue;
-    const std::string_view count = row.kind->count->name;
+    const std::string_view count = row.kind->count != nullptr ? row.kind->count->name : "";
     const std::string_view sum = row.kind->sum != nullptr ? row.kind->sum->name : "";
     if (count == "kvmscope.vm.cpu.time") all[thread].run_ns += row.counter.count;
     if (count == "kvmscope.vm.cpu.steal.time") all[thread].steal_ns += row.counter.count;

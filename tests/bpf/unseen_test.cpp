@@ -41,7 +41,7 @@ class Remembered {
     bss_view_ = std::move(*view);
   }
 
-  programs::programs__bss& globals() { return *reinterpret_cast<programs::programs__bss*>(bss_view_.data()); }
+  kv_globals& globals() { return reinterpret_cast<programs::programs__bss*>(bss_view_.data())->globals; }
 
   /// Of each tag that the slot's VM has used.
   std::vector<std::pair<__u32, kv_carry>> ended() {
