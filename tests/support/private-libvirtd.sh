@@ -47,7 +47,7 @@ CONF
   ' - "$dir" </dev/null >"$dir/log/stdout" 2>&1 &
   for _ in $(seq 300); do
     if [[ -S $dir/run/libvirt-sock ]] && virsh -c "$uri" version >/dev/null 2>&1; then
-      [[ -d $cache ]] || cp -a "$dir/cache" "$cache"
+      [[ -d $cache ]] || { mkdir -p "${cache%/*}" && cp -a "$dir/cache" "$cache"; }
       return
     fi
     sleep 0.1
