@@ -58,7 +58,7 @@ Result<void> share_maps(bpf_object* mine, bpf_object* shared) {
     if (name.ends_with(".rodata")) continue;
     bpf_map* other = counterpart(shared, map);
     if (other == nullptr || bpf_map__value_size(other) != bpf_map__value_size(map)) {
-      return fail(ErrorCode::internal, "the objects do not agree about the map " + std::string(name));
+      return fail(ErrorCode::system, "the objects do not agree about the map " + std::string(name));
     }
     if (const int error = bpf_map__reuse_fd(map, bpf_map__fd(other)); error != 0) {
       return fail(Error::from_errno("share the map " + std::string(name), -error));

@@ -78,7 +78,7 @@ class Loaded {
   std::map<std::string, std::string, std::less<>> why_not_;  ///< by program
   std::map<std::string, bpf_link*, std::less<>> links_;
   std::unique_ptr<KvmPrograms> kvm_;
-  std::string why_no_kvm_;
+  std::string why_no_kvm_ = "not looked for yet";
   IdentityHook identity_hook_ = IdentityHook::automatic;
   Maps maps_;
   MapView slot_info_;

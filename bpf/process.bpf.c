@@ -116,7 +116,11 @@ int BPF_PROG(kv_exit, struct task_struct* task) {
   struct kv_process_key key;
   __u32 tgid = task->tgid;
 
-  if (!is_vm(tgid) || task->signal->live.counter) return 0;
+  if (!is_vm(tgid)) return 0;
+  /* Its last time is counted at its last switch, when the tables may know it no more. */
+  struct kv_task* kept = bpf_task_storage_get(&task_id, task, 0, 0);
+  if (kept) refresh(task, kept);
+  if (task->signal->live.counter) return 0;
   process_key(task, &key);
   unmark_vm(tgid);
   struct kv_process* known = bpf_map_lookup_elem(&procs, &key);
