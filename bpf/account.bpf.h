@@ -45,14 +45,21 @@ struct finished {
   __u64 end_ns;
 };
 
+/* Without delays. False if the tenancy it belongs to is over. */
+KV_INLINE bool account_operations(struct kv_identity id, __u32 dev, __u32 op, __u64 operations, __u64 bytes) {
+  struct kv_counter* counter = counter_cell(id, KV_DISK_STORAGE, dev, op);
+
+  if (!counter) return false;
+  if (operations) __sync_fetch_and_add(&counter->count, operations);
+  if (bytes) __sync_fetch_and_add(&counter->sum, bytes);
+  return true;
+}
+
 /* False if the tenancy it belongs to is over. */
 KV_INLINE bool account(const struct finished* done) {
   __u32 kind = 0;
-  struct kv_counter* counter = counter_cell(done->id, KV_DISK_STORAGE, done->dev, done->op);
 
-  if (!counter) return false;
-  if (done->operations) __sync_fetch_and_add(&counter->count, done->operations);
-  if (done->bytes) __sync_fetch_and_add(&counter->sum, done->bytes);
+  if (!account_operations(done->id, done->dev, done->op, done->operations, done->bytes)) return false;
   if (!done->operations || !done->start_ns) return true;
 
   void* inner = bpf_map_lookup_elem(&histograms, &done->id.slot);

@@ -60,10 +60,10 @@ KV_INLINE int complete_bio(struct bio* bio) {
   __u64 key = (__u64)bio;
 
   if (*(volatile __s64*)&globals.bios_live <= 0) return 0;
-  struct kv_bio* there = bpf_map_lookup_elem(&bios, &key);
-  struct kv_bio seen;
-  struct kv_bio* entry = &seen;
-  if (!there || !(there->flags & KV_BIO_DEVICE) || !take_bio(there, entry)) return 0;
+  struct kv_bio* entry = bpf_map_lookup_elem(&bios, &key);
+  if (!entry || !(entry->flags & KV_BIO_DEVICE)) return 0;
+  __u64 start_ns = take_bio(entry);
+  if (!start_ns) return 0;
   int status = bio->bi_status;
   if (status == BLK_STS_AGAIN) { /* REQ_NOWAIT: nothing was done, the submitter comes again */
     forget_bio(key);
@@ -75,7 +75,7 @@ KV_INLINE int complete_bio(struct bio* bio) {
       .op = entry->op,
       .operations = 1,
       .bytes = status ? 0 : entry->length,
-      .start_ns = entry->start_ns,
+      .start_ns = start_ns,
       .end_ns = bpf_ktime_get_ns(),
   };
   if (!account(&done)) {

@@ -334,8 +334,8 @@ __noinline int walk_bio(struct walk* walk, __u64 sector, __u32 size) {
     if (walk->own_bio) __sync_fetch_and_add(&globals.stats[KV_STAT_FOREIGN_MERGED], good);
     return whole;
   }
-  struct kv_bio seen;
-  if (whole && !take_bio(entry, &seen)) return whole;
+  __u64 start_ns = whole ? take_bio(entry) : 0;
+  if (whole && !start_ns) return whole;
   bool counted = same(entry->id, walk->id) || same(entry->id, walk->other);
   struct finished done = {
       .id = entry->id,
@@ -343,7 +343,7 @@ __noinline int walk_bio(struct walk* walk, __u64 sector, __u32 size) {
       .op = entry->op,
       .operations = whole && !counted,
       .bytes = good,
-      .start_ns = whole ? seen.start_ns : 0,
+      .start_ns = start_ns,
       .issue_ns = walk->issue_ns,
       .end_ns = walk->end_ns,
   };

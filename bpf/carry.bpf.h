@@ -73,42 +73,31 @@ KV_INLINE bool same(struct kv_identity a, struct kv_identity b) {
  * would cost every request on the host 40 ns. docs/adr/0006 */
 
 static __noinline void recover(struct kv_carry* carry) {
-  struct finished done = {
-      .id = carry->id,
-      .dev = carry->dev,
-      .op = carry->op,
-      .operations = 1,
-      .bytes = carry->bytes + carry->length,
-  };
-
   count_stat(KV_STAT_STALE);
-  if (!account(&done)) count_stat(KV_STAT_LATE);
+  if (!account_operations(carry->id, carry->dev, carry->op, 1, carry->bytes + carry->length))
+    count_stat(KV_STAT_LATE);
 }
 
-/* Takes the start out, as of a carry: who gets it counts the bio, whoever else still finds the entry does
- * not. `seen` is what it was. */
-KV_INLINE bool take_bio(struct kv_bio* entry, struct kv_bio* seen) {
+/* Takes the start out, as of a carry: who gets it (not 0) counts the bio, whoever else still finds the entry
+ * does not. */
+KV_INLINE __u64 take_bio(struct kv_bio* entry) {
   __u64 start_ns = *(volatile __u64*)&entry->start_ns;
 
-  if (!start_ns) return false;
-  barrier();
-  *seen = *entry;
-  return __sync_val_compare_and_swap(&entry->start_ns, start_ns, 0) == start_ns;
+  return start_ns && __sync_val_compare_and_swap(&entry->start_ns, start_ns, 0) == start_ns ? start_ns : 0;
 }
 
 static __noinline void recover_bio(struct kv_bio* entry) {
-  struct kv_bio seen;
+  /* Before it is taken: then its address may be used again. */
+  struct kv_identity id = entry->id;
+  __u64 operations = entry->flags & KV_BIO_PART ? 0 : 1;
+  __u32 length = entry->length;
+  __u32 dev = entry->dev;
+  __u32 op = entry->op;
 
-  if (!take_bio(entry, &seen)) return;
-  struct finished done = {
-      .id = seen.id,
-      .dev = seen.dev,
-      .op = seen.op,
-      .operations = seen.flags & KV_BIO_PART ? 0 : 1,
-      .bytes = seen.length,
-  };
+  barrier();
+  if (!take_bio(entry)) return;
   count_stat(KV_STAT_STALE);
-  if (!account(&done)) count_stat(KV_STAT_LATE);
+  if (!account_operations(id, dev, op, operations, length)) count_stat(KV_STAT_LATE);
 }
 
 /* --- requests */
