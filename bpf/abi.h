@@ -15,6 +15,7 @@
 #define KV_INLINE static inline __attribute__((always_inline, unused))
 
 enum kv_limits {
+  KV_MAX_VCPUS = 4096, /* a larger number is not a vCPU's */
   KV_MAX_DISKS = 32, /* disks with a number of their own in one slot; further ones get this number: "other" */
   KV_QUEUES = 1024,  /* request queues known at a time, by id (a power of 2) */
   KV_VERSIONS = 4096, /* identity versions, by tgid (a power of 2) */
@@ -33,7 +34,64 @@ enum kv_kind {
   KV_DISK_ERRORS = 1,           /* counter by op x error: failed requests */
   KV_DISK_STORAGE_DURATION = 2, /* histogram by op: first issue to completion */
   KV_DISK_QUEUE_DURATION = 3,   /* histogram by op: start to first issue */
-  KV_KINDS = 4,
+  KV_VCPU_TIME = 4,             /* counter by vCPU: ns on a CPU, ns waiting for one */
+  KV_VCPU_STEAL = 5,      /* counter by vCPU, kept by the daemon: ns of steal, ns throttled by a quota */
+  KV_THREAD_TIME = 6,     /* counter by thread class (no vCPUs): ns on a CPU, ns waiting for one */
+  KV_VCPU_SWITCHES = 7,   /* counter by vCPU: times taken off its CPU, times moved to another one */
+  KV_VCPU_DELAY = 8,      /* histogram by vCPU: wait before each time on a CPU */
+  KV_VCPU_EXITS = 9,      /* counter by vCPU, exit reason: exits, ns in the host's kernel to the next entry */
+  KV_VCPU_EMULATION = 10, /* counter by vCPU: returns to QEMU, ns in it until the next entry */
+  KV_VCPU_HALT = 11,      /* counter by vCPU and kind of halt: -, ns */
+  KV_KINDS = 12,
+};
+
+/* Why a vCPU left its guest: VMX's and SVM's reasons, one number for what is the same. */
+enum kv_exit {
+  KV_EXIT_EXCEPTION,
+  KV_EXIT_INTERRUPT, /* of the host */
+  KV_EXIT_NMI,
+  KV_EXIT_INTERRUPT_WINDOW,
+  KV_EXIT_PREEMPTION_TIMER,
+  KV_EXIT_HLT,
+  KV_EXIT_PAUSE,
+  KV_EXIT_MWAIT,
+  KV_EXIT_CPUID,
+  KV_EXIT_RDTSC,
+  KV_EXIT_INVLPG,
+  KV_EXIT_CR,
+  KV_EXIT_DR,
+  KV_EXIT_IO,
+  KV_EXIT_MSR_READ,
+  KV_EXIT_MSR_WRITE,
+  KV_EXIT_HYPERCALL,
+  KV_EXIT_PAGE_FAULT,    /* of nested paging: NPF, EPT violation */
+  KV_EXIT_EPT_MISCONFIG, /* VMX: MMIO */
+  KV_EXIT_APIC,
+  KV_EXIT_DESCRIPTOR, /* GDTR, IDTR, LDTR, TR */
+  KV_EXIT_TASK_SWITCH,
+  KV_EXIT_WBINVD,
+  KV_EXIT_XSETBV,
+  KV_EXIT_RDPMC,
+  KV_EXIT_NESTED, /* the guest's own VMX or SVM instructions */
+  KV_EXIT_SMI,
+  KV_EXIT_SHUTDOWN, /* triple fault */
+  KV_EXIT_BUS_LOCK,
+  KV_EXIT_ENCRYPTED, /* SEV-ES */
+  KV_EXIT_FAILED,    /* the entry failed */
+  KV_EXIT_OTHER,
+  KV_EXITS,
+};
+
+enum kv_halt { KV_HALT_BLOCKED, KV_HALT_POLLED, KV_HALT_POLLED_IN_VAIN, KV_HALTS };
+
+/* Classes of a VM's threads. vCPUs have numbers of their own. */
+enum kv_thread {
+  KV_THREAD_IOTHREAD,
+  KV_THREAD_VHOST,
+  KV_THREAD_EMULATOR, /* the rest of the QEMU process */
+  KV_THREAD_OTHER,    /* other processes in the VM's cgroup, children of QEMU */
+  KV_THREADS,
+  KV_THREAD_VCPU = KV_THREADS,
 };
 
 enum kv_op { KV_READ, KV_WRITE, KV_FLUSH, KV_DISCARD, KV_OPS };
@@ -65,14 +123,15 @@ enum kv_stat {
   KV_STAT_FOREIGN_MERGED, /* bytes of others in a VM's merged request: not the VM's */
   KV_STAT_LONG_CHAIN,     /* merged requests of more than KV_CHAIN bios: the rest was not counted */
   KV_STAT_MAP_ERROR,      /* any other update of a map that failed */
+  KV_STAT_LATE_TIME,      /* ns of CPU time of a tenancy of the slot that is over */
   KV_STATS,
 };
 
-/* A tenancy of a slot. Generation 0 is never valid. */
+/* A tenancy of a slot. Generation 0 is never valid. Aligned so that it is read and written as one word. */
 struct kv_identity {
   __u32 slot;
   __u32 generation;
-};
+} __attribute__((aligned(8)));
 KV_ASSERT(sizeof(struct kv_identity) == 8);
 
 /* Header of an inner map, one for each kind: where its cells begin and what split them. */
@@ -133,13 +192,35 @@ struct kv_process {
 };
 KV_ASSERT(sizeof(struct kv_process) == 16);
 
-/* Kept with each task of a VM: its identity as resolved at `version`. */
+enum kv_task_flags {
+  KV_TASK_BASED = 1,   /* run_ns and delay_ns hold: what the task had before it was watched is nobody's */
+  KV_TASK_MAIN = 2,    /* of the QEMU process itself */
+  KV_TASK_ENTERED = 4, /* has entered a guest: a vCPU of KVM */
+};
+
+/* Where a vCPU's thread is, as far as its time there is measured. */
+enum kv_place { KV_PLACE_GUEST, KV_PLACE_KERNEL, KV_PLACE_QEMU };
+
+/* Kept with each task of a VM: its identity as resolved at `version`, and how far its times have been counted
+ * (taken forward by compare-and-swap, whoever is first). */
 struct kv_task {
   struct kv_identity id;
   __u32 version;
-  __u32 pad;
+  __u8 flags;
+  __u8 thread; /* enum kv_thread */
+  __u16 vcpu;  /* of KV_THREAD_VCPU */
+  __u64 run_ns;
+  __u64 delay_ns;
+  __u64 slice_delay_ns; /* the delay at the end of its last time on a CPU */
+  __u32 cpu;            /* 1 + the CPU that it was on then; 0: not yet */
+  __u8 place;           /* enum kv_place, of a vCPU under KVM */
+  __u8 exit;            /* enum kv_exit, the last one */
+  __u16 pad;
+  __u64 since_ns;          /* it is there, or back on a CPU */
+  __u64 spent_ns;          /* there, before it was last taken off the CPU */
+  __u64 halt_ns[KV_HALTS]; /* KVM's own totals as far as they are counted */
 };
-KV_ASSERT(sizeof(struct kv_task) == 16);
+KV_ASSERT(sizeof(struct kv_task) == 88);
 
 enum kv_carry_flags {
   KV_CARRY_PARTIAL = 1,  /* a part has completed: first bio, sector and length have moved on */
@@ -197,6 +278,26 @@ struct kv_queue {
   __u32 pad;
 };
 KV_ASSERT(sizeof(struct kv_queue) == 32);
+
+/* What all programs and the daemon share beside the maps. */
+struct kv_globals {
+  /* Which thread groups belong to VMs: the filter that a foreign task meets first. */
+  __u64 vm_tgids[KV_TGIDS / 64];
+  __u64 stats[KV_STATS];
+  /* Entries in `carry_overflow` and `bios`: while 0, nobody looks there. */
+  __s64 overflow_live;
+  __s64 bios_live;
+  /* Request queues and their regions in `carries`. */
+  struct kv_queue queues[KV_QUEUES];
+  /* What a resolved identity was resolved at: the daemon writes the identity first and bumps the version
+   * after. */
+  __u32 versions[KV_VERSIONS];
+  __u32 carry_cursor;
+  __u32 spare_count;
+  /* 1 once KVM's tracepoints have programs: before, nobody asks at a switch where a vCPU is. */
+  __u32 kvm_live;
+  __u32 pad;
+};
 
 /* A name to compare in four words: matches if (name ^ text) & mask is 0. An unused one has no mask and is
  * skipped. */

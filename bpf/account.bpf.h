@@ -145,8 +145,8 @@ KV_INLINE enum kv_error errno_kind(int error) {
 }
 
 /* sub = op * KV_ERRORS + error */
-static __noinline void account_error(struct kv_identity* id, __u32 dev, __u32 sub, __u64 sector,
-                                     __u32 bytes) {
+static __noinline __attribute__((unused)) void account_error(struct kv_identity* id, __u32 dev, __u32 sub,
+                                                             __u64 sector, __u32 bytes) {
   struct kv_counter* counter = counter_cell(*id, KV_DISK_ERRORS, dev, sub);
 
   if (!counter) return; /* the completion counts as late */

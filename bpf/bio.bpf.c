@@ -38,6 +38,8 @@ KV_INLINE bool describe_bio(__u32 tgid, struct bio* bio, struct kv_bio* entry) {
   return true;
 }
 
+#define BLK_STS_AGAIN 12 /* include/linux/blk_types.h */
+
 SEC("tp_btf/block_bio_queue")
 int BPF_PROG(kv_bio_queue, struct bio* bio) {
   __u32 tgid = bpf_get_current_pid_tgid() >> 32;
@@ -57,17 +59,23 @@ int BPF_PROG(kv_bio_queue, struct bio* bio) {
 KV_INLINE int complete_bio(struct bio* bio) {
   __u64 key = (__u64)bio;
 
-  if (*(volatile __s64*)&bios_live <= 0) return 0;
+  if (*(volatile __s64*)&globals.bios_live <= 0) return 0;
   struct kv_bio* entry = bpf_map_lookup_elem(&bios, &key);
   if (!entry || !(entry->flags & KV_BIO_DEVICE)) return 0;
+  __u64 start_ns = take_bio(entry);
+  if (!start_ns) return 0;
   int status = bio->bi_status;
+  if (status == BLK_STS_AGAIN) { /* REQ_NOWAIT: nothing was done, the submitter comes again */
+    forget_bio(key);
+    return 0;
+  }
   struct finished done = {
       .id = entry->id,
       .dev = entry->dev,
       .op = entry->op,
       .operations = 1,
       .bytes = status ? 0 : entry->length,
-      .start_ns = entry->start_ns,
+      .start_ns = start_ns,
       .end_ns = bpf_ktime_get_ns(),
   };
   if (!account(&done)) {

@@ -18,14 +18,6 @@
 
 /* --- start */
 
-/* A device without requests (a multipath head) has handed on its bio as it is, and counts it. */
-static __noinline bool handed_on(struct bio* bio) {
-  __u64 key = (__u64)bio;
-  struct kv_bio* entry = bpf_map_lookup_elem(&bios, &key);
-
-  return entry && entry->flags & KV_BIO_DEVICE;
-}
-
 KV_INLINE void start_request(__u32 tgid, struct request* rq) {
   __u64 start_ns =
       bpf_ktime_get_ns(); /* first: it waits for every load before it, the carry's is a slow one */
@@ -36,8 +28,8 @@ KV_INLINE void start_request(__u32 tgid, struct request* rq) {
   __u32 length = rq->__data_len;
   __u32 op = op_of(rq->cmd_flags, length);
   if (op == KV_OPS) return;
-  if (*(volatile __s64*)&bios_live > 0 && handed_on(bio)) return;
   resolve_current(tgid, &id);
+  if (*(volatile __s64*)&globals.bios_live > 0 && handed_on(bio, id)) return;
   __u32 dev = disk_of(id, bio);
   if (dev == NO_DISK) return;
   struct kv_carry* carry = carry_place(rq, true);
@@ -79,20 +71,22 @@ int BPF_PROG(kv_io_start, struct request* rq) {
 
 /* Without io_start: the bio gets a request now; which one shows at issue, where the request's first bio is
  * looked up. If another bio was merged in front of it by then, the walk at completion finds it. */
-SEC("tp_btf/block_getrq")
-int BPF_PROG(kv_getrq, struct bio* bio) {
+KV_INLINE int remember_current(struct bio* bio) {
   __u32 tgid = bpf_get_current_pid_tgid() >> 32;
   struct kv_bio entry;
 
-  if (is_vm(tgid) && describe_bio(tgid, bio, &entry)) remember_bio(bio, &entry);
+  if (!is_vm(tgid) || !describe_bio(tgid, bio, &entry)) return 0;
+  if (*(volatile __s64*)&globals.bios_live > 0 && handed_on(bio, entry.id)) return 0;
+  remember_bio(bio, &entry);
   return 0;
 }
 
-/* --- the chain of a request */
-
-KV_INLINE bool same(struct kv_identity a, struct kv_identity b) {
-  return a.slot == b.slot && a.generation == b.generation;
+SEC("tp_btf/block_getrq")
+int BPF_PROG(kv_getrq, struct bio* bio) {
+  return remember_current(bio);
 }
+
+/* --- the chain of a request */
 
 /* What a look at a request's bios finds. */
 struct chain {
@@ -105,7 +99,9 @@ struct chain {
   __u16 dev;
   bool own_seen;
   bool mixed; /* some are not the carry's VM's, or another disk's */
+  __u32 pad;  /* a kernel before 6.4 refuses a stack that is not written whole */
 };
+KV_ASSERT(sizeof(struct chain) == 56);
 
 /* One bio. Global, so that the verifier goes through it once and not for each bio. */
 __noinline int look_at_bio(struct chain* chain, __u64 sector, __u32 size) {
@@ -171,6 +167,26 @@ static __noinline bool take_along(struct request* rq, struct kv_carry* carry) {
   return true;
 }
 
+/* A request of no VM: its end is the end of the bios of VMs that were merged into it. */
+__noinline int go_along_bio(struct chain* chain, __u64 sector, __u32 size) {
+  if (!chain) return 0;
+  struct kv_bio* entry = bio_in(chain->bio, chain->rq, sector, size);
+
+  if (entry) entry->rq = chain->rq;
+  return 0;
+}
+
+static __noinline void go_along(struct request* rq) {
+  struct chain chain = {.rq = (__u64)rq};
+  struct bio* bio = rq->bio;
+
+  for (int i = 0; i < KV_CHAIN && bio; i++) {
+    chain.bio = (__u64)bio;
+    go_along_bio(&chain, bio->bi_iter.bi_sector, bio->bi_iter.bi_size);
+    bio = bio->bi_next;
+  }
+}
+
 KV_INLINE bool unchanged(struct request* rq, struct kv_carry* carry) {
   return rq->__data_len == carry->length && rq->__sector == carry->sector && (__u64)rq->bio == carry->bio;
 }
@@ -215,11 +231,14 @@ static __noinline bool carry_from_bio(struct request* rq) {
 SEC("tp_btf/block_rq_issue")
 int BPF_PROG(kv_rq_issue, struct request* rq) {
   /* First: its bio says that it is new, even where what the tag carried before ended unseen. */
-  if (identity_by_getrq && *(volatile __s64*)&bios_live > 0 && carry_from_bio(rq)) return 0;
+  if (identity_by_getrq && *(volatile __s64*)&globals.bios_live > 0 && carry_from_bio(rq)) return 0;
   struct kv_carry* carry = carry_of(rq);
-  if (!carry) return 0;
+  if (!carry) {
+    if (*(volatile __s64*)&globals.bios_live > 0 && rq->bio != rq->biotail) go_along(rq);
+    return 0;
+  }
   if (carry->issue_ns) {
-    if (!(carry->flags & (KV_CARRY_REQUEUED | KV_CARRY_PARTIAL)))
+    if (!(carry->flags & KV_CARRY_REQUEUED))
       retake(rq, carry); /* a stranger's, by a tag whose last use ended unseen */
     else
       carry->flags &= ~KV_CARRY_REQUEUED; /* the first issue counts */
@@ -243,22 +262,14 @@ int BPF_PROG(kv_rq_requeue, struct request* rq) {
 
 /* --- merges */
 
-KV_INLINE int merged(struct bio* bio) {
-  __u32 tgid = bpf_get_current_pid_tgid() >> 32;
-  struct kv_bio entry;
-
-  if (is_vm(tgid) && describe_bio(tgid, bio, &entry)) remember_bio(bio, &entry);
-  return 0;
-}
-
 SEC("tp_btf/block_bio_backmerge")
 int BPF_PROG(kv_bio_backmerge, struct bio* bio) {
-  return merged(bio);
+  return remember_current(bio);
 }
 
 SEC("tp_btf/block_bio_frontmerge")
 int BPF_PROG(kv_bio_frontmerge, struct bio* bio) {
-  return merged(bio);
+  return remember_current(bio);
 }
 
 /* This request is absorbed by another one and never completes: its own bio is from now on a merged one. */
@@ -299,8 +310,9 @@ struct walk {
   __u32 own_taken; /* that are over */
   __u32 left;      /* bytes that completed now */
   __u32 error;     /* enum kv_error, if it failed */
-  bool failed;
+  __u32 failed;
 };
+KV_ASSERT(sizeof(struct walk) == 80);
 
 /* One bio of the request. 0 at the end. Global, so that the verifier goes through it once and not for each
  * bio. */
@@ -319,9 +331,11 @@ __noinline int walk_bio(struct walk* walk, __u64 sector, __u32 size) {
   }
   struct kv_bio* entry = bio_in(key, walk->rq, sector, size);
   if (!entry) {
-    if (walk->own_bio) __sync_fetch_and_add(&stats[KV_STAT_FOREIGN_MERGED], good);
+    if (walk->own_bio) __sync_fetch_and_add(&globals.stats[KV_STAT_FOREIGN_MERGED], good);
     return whole;
   }
+  __u64 start_ns = whole ? take_bio(entry) : 0;
+  if (whole && !start_ns) return whole;
   bool counted = same(entry->id, walk->id) || same(entry->id, walk->other);
   struct finished done = {
       .id = entry->id,
@@ -329,7 +343,7 @@ __noinline int walk_bio(struct walk* walk, __u64 sector, __u32 size) {
       .op = entry->op,
       .operations = whole && !counted,
       .bytes = good,
-      .start_ns = entry->start_ns,
+      .start_ns = start_ns,
       .issue_ns = walk->issue_ns,
       .end_ns = walk->end_ns,
   };
@@ -396,17 +410,24 @@ static __noinline void complete_mixed(struct request* rq, struct kv_carry* carry
   carry->length -= walk.own_taken < carry->length ? walk.own_taken : carry->length;
 }
 
+/* The request is not the one that its tag's carry stands for. */
+KV_INLINE bool ended_unseen(struct request* rq, struct kv_carry* carry) {
+  if (carry->flags & KV_CARRY_MIXED) return false;
+  if (carry->flags & KV_CARRY_PARTIAL) return rq->__data_len != carry->length;
+  return !unchanged(rq, carry) && !take_along(rq, carry);
+}
+
 SEC("tp_btf/block_rq_complete")
 int BPF_PROG(kv_rq_complete, struct request* rq, int error, unsigned int nr_bytes) {
   struct kv_carry* carry = carry_of(rq);
 
-  if (carry && !(carry->flags & (KV_CARRY_MIXED | KV_CARRY_PARTIAL)) && !unchanged(rq, carry) &&
-      !take_along(rq, carry)) {
+  if (!nr_bytes && rq->__data_len) return 0; /* nothing is over: the driver tries again, or says so later */
+  if (carry && ended_unseen(rq, carry)) {
     retake(rq, carry);
     carry = 0;
   }
   if (!carry) {
-    if (*(volatile __s64*)&bios_live > 0 && (identity_by_getrq || rq->bio != rq->biotail))
+    if (*(volatile __s64*)&globals.bios_live > 0 && (identity_by_getrq || rq->bio != rq->biotail))
       complete_foreign(rq, error, nr_bytes);
     return 0;
   }
@@ -484,7 +505,7 @@ static long settle_bio(void* map, __u64* bio, struct kv_bio* entry, void* unused
   __u64 key = *bio;
   __u64 rq = entry->rq;
 
-  if (!rq || !freed(rq) || __sync_val_compare_and_swap(&entry->rq, rq, 0) != rq) return 0;
+  if (!rq || !freed(rq)) return 0;
   recover_bio(entry);
   forget_bio(key);
   return 0;
@@ -494,8 +515,9 @@ static long settle_bio(void* map, __u64* bio, struct kv_bio* entry, void* unused
  * writer); it is attached nowhere. */
 SEC("raw_tp")
 int kv_settle(void* context) {
-  bpf_loop(carry_cursor, settle_one, 0, 0);
-  if (*(volatile __s64*)&overflow_live > 0) bpf_for_each_map_elem(&carry_overflow, settle_overflow, 0, 0);
-  if (*(volatile __s64*)&bios_live > 0) bpf_for_each_map_elem(&bios, settle_bio, 0, 0);
+  bpf_loop(globals.carry_cursor, settle_one, 0, 0);
+  if (*(volatile __s64*)&globals.overflow_live > 0)
+    bpf_for_each_map_elem(&carry_overflow, settle_overflow, 0, 0);
+  if (*(volatile __s64*)&globals.bios_live > 0) bpf_for_each_map_elem(&bios, settle_bio, 0, 0);
   return 0;
 }

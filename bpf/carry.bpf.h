@@ -22,9 +22,9 @@ static __noinline bool adopt_queue(struct kv_queue* entry, struct request* rq) {
   __u32 size = hctxs * depth;
   entry->depth = 0;
   if (size > entry->size) {
-    __u32 base = __sync_fetch_and_add(&carry_cursor, size);
+    __u32 base = __sync_fetch_and_add(&globals.carry_cursor, size);
     if (base + size > carry_capacity || base + size < base) {
-      __sync_fetch_and_sub(&carry_cursor, size);
+      __sync_fetch_and_sub(&globals.carry_cursor, size);
       entry->queue = (__u64)q;
       __sync_lock_test_and_set(&entry->state, KV_QUEUE_NO_ROOM);
       return false;
@@ -43,8 +43,10 @@ static __noinline bool adopt_queue(struct kv_queue* entry, struct request* rq) {
  */
 KV_INLINE struct kv_carry* carry_place(struct request* rq, bool adopt) {
   struct request_queue* q = rq->q;
-  struct kv_queue* entry = &queues[q->id & (KV_QUEUES - 1)];
+  __u32 id = q->id;
 
+  if (id >= KV_QUEUES) return 0; /* the lowest free id is given to a new queue: no two live ones share one */
+  struct kv_queue* entry = &globals.queues[id];
   if (*(volatile __u64*)&entry->queue != (__u64)q) {
     if (!adopt || !adopt_queue(entry, rq)) return 0;
   }
@@ -56,6 +58,12 @@ KV_INLINE struct kv_carry* carry_place(struct request* rq, bool adopt) {
   if (hctx >= entry->hctxs) return 0;
   __u32 index = entry->base + hctx * depth + tag;
   return bpf_map_lookup_elem(&carries, &index);
+}
+
+#define KV_HAND_ON_NS 1000000000ULL
+
+KV_INLINE bool same(struct kv_identity a, struct kv_identity b) {
+  return a.slot == b.slot && a.generation == b.generation;
 }
 
 /* --- what ended unseen
@@ -70,12 +78,26 @@ static __noinline void recover(struct kv_carry* carry) {
     count_stat(KV_STAT_LATE);
 }
 
-static __noinline void recover_bio(struct kv_bio* entry) {
-  __u64 operations = entry->flags & KV_BIO_PART ? 0 : 1;
+/* Takes the start out, as of a carry: who gets it (not 0) counts the bio, whoever else still finds the entry
+ * does not. */
+KV_INLINE __u64 take_bio(struct kv_bio* entry) {
+  __u64 start_ns = *(volatile __u64*)&entry->start_ns;
 
+  return start_ns && __sync_val_compare_and_swap(&entry->start_ns, start_ns, 0) == start_ns ? start_ns : 0;
+}
+
+static __noinline void recover_bio(struct kv_bio* entry) {
+  /* Before it is taken: then its address may be used again. */
+  struct kv_identity id = entry->id;
+  __u64 operations = entry->flags & KV_BIO_PART ? 0 : 1;
+  __u32 length = entry->length;
+  __u32 dev = entry->dev;
+  __u32 op = entry->op;
+
+  barrier();
+  if (!take_bio(entry)) return;
   count_stat(KV_STAT_STALE);
-  if (!account_operations(entry->id, entry->dev, entry->op, operations, entry->length))
-    count_stat(KV_STAT_LATE);
+  if (!account_operations(id, dev, op, operations, length)) count_stat(KV_STAT_LATE);
 }
 
 /* --- requests */
@@ -91,7 +113,7 @@ KV_INLINE struct kv_carry* carry_of(struct request* rq) {
   struct kv_carry* carry = carry_place(rq, false);
 
   if (carry && carry->rq == (__u64)rq && carry->start_ns) return carry;
-  if (*(volatile __s64*)&overflow_live > 0) return overflow_of((__u64)rq);
+  if (*(volatile __s64*)&globals.overflow_live > 0) return overflow_of((__u64)rq);
   return 0;
 }
 
@@ -106,8 +128,8 @@ KV_INLINE void forget_carry(struct request* rq, struct kv_carry* carry) {
   __u64 key = (__u64)rq;
 
   carry->start_ns = 0;
-  if (*(volatile __s64*)&overflow_live > 0 && !bpf_map_delete_elem(&carry_overflow, &key))
-    __sync_fetch_and_sub(&overflow_live, 1);
+  if (*(volatile __s64*)&globals.overflow_live > 0 && !bpf_map_delete_elem(&carry_overflow, &key))
+    __sync_fetch_and_sub(&globals.overflow_live, 1);
 }
 
 /* Takes the start out; true for the one who got it: only he counts. The look before spares the usual case, a
@@ -128,7 +150,7 @@ static __noinline void carry_in_overflow(struct kv_carry* carry) {
   __u64 key = carry->rq;
 
   if (!bpf_map_update_elem(&carry_overflow, &key, carry, BPF_NOEXIST)) {
-    __sync_fetch_and_add(&overflow_live, 1);
+    __sync_fetch_and_add(&globals.overflow_live, 1);
     return;
   }
   struct kv_carry* old = overflow_of(key);
@@ -142,7 +164,7 @@ static __noinline void carry_in_overflow(struct kv_carry* carry) {
 /* --- bios */
 
 KV_INLINE void forget_bio(__u64 key) {
-  if (!bpf_map_delete_elem(&bios, &key)) __sync_fetch_and_sub(&bios_live, 1);
+  if (!bpf_map_delete_elem(&bios, &key)) __sync_fetch_and_sub(&globals.bios_live, 1);
 }
 
 /* What is remembered of this bio on its way through a request; NULL if nothing is. What was remembered of an
@@ -150,26 +172,41 @@ KV_INLINE void forget_bio(__u64 key) {
 KV_INLINE struct kv_bio* bio_in(__u64 key, __u64 rq, __u64 sector, __u32 length) {
   struct kv_bio* entry = bpf_map_lookup_elem(&bios, &key);
 
-  if (!entry || entry->flags & KV_BIO_DEVICE) return 0;
+  if (!entry || !entry->start_ns || entry->flags & KV_BIO_DEVICE) return 0;
   if (entry->sector == sector && entry->length == length && (!entry->rq || entry->rq == rq)) return entry;
   recover_bio(entry);
   forget_bio(key);
   return 0;
 }
 
+/* A device without requests (a multipath head, md) has handed on its bio, as it is or in pieces, and counts
+ * it itself. That happens in the submitter, at once: what is older has ended unseen. */
+static __noinline bool handed_on(struct bio* bio, struct kv_identity id) {
+  struct bio* whole = bio;
+
+  if (&bio_chain_endio && (__u64)bio->bi_end_io == (__u64)&bio_chain_endio) whole = unsplit(bio);
+  __u64 key = (__u64)whole;
+  struct kv_bio* entry = bpf_map_lookup_elem(&bios, &key);
+  if (!entry || !(entry->flags & KV_BIO_DEVICE)) return false;
+  __u64 start_ns = entry->start_ns;
+  if (start_ns && same(entry->id, id) && bio->bi_iter.bi_size <= entry->length &&
+      bpf_ktime_get_ns() - start_ns < KV_HAND_ON_NS)
+    return true;
+  if (whole != bio) return false;
+  recover_bio(entry);
+  forget_bio(key);
+  return false;
+}
+
 KV_INLINE void remember_bio(struct bio* bio, const struct kv_bio* entry) {
   __u64 key = (__u64)bio;
 
   if (!bpf_map_update_elem(&bios, &key, entry, BPF_NOEXIST)) {
-    __sync_fetch_and_add(&bios_live, 1);
+    __sync_fetch_and_add(&globals.bios_live, 1);
     return;
   }
   struct kv_bio* old = bpf_map_lookup_elem(&bios, &key);
-  if (old) {
-    /* A bio that its device handed on to another one as it is: counted at the first. */
-    if (old->flags & KV_BIO_DEVICE && !(entry->flags & KV_BIO_DEVICE)) return;
-    recover_bio(old);
-  }
+  if (old) recover_bio(old);
   if (bpf_map_update_elem(&bios, &key, entry, BPF_EXIST)) count_stat(KV_STAT_BIO_FULL);
 }
 

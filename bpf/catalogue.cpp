@@ -1,6 +1,7 @@
 // SPDX-License-Identifier: Apache-2.0
 #include "bpf/catalogue.h"
 
+#include <algorithm>
 #include <array>
 
 #include "bpf/abi.h"
@@ -42,6 +43,76 @@ constexpr Instrument kQueueDuration{
     .type = InstrumentType::histogram,
 };
 
+constexpr Instrument kCpuTime{
+    .name = "kvmscope.vm.cpu.time",
+    .unit = "s",
+    .description = "Time that the VM's threads ran on the host's CPUs",
+    .type = InstrumentType::counter,
+};
+constexpr Instrument kSteal{
+    .name = "kvmscope.vm.cpu.steal.time",
+    .unit = "s",
+    .description =
+        "Time that the VM's threads were ready to run, and allowed to, and waited for a CPU of the host",
+    .type = InstrumentType::counter,
+};
+constexpr Instrument kThrottled{
+    .name = "kvmscope.vm.cpu.throttled.time",
+    .unit = "s",
+    .description = "Time that a CPU quota kept the vCPU from running",
+    .type = InstrumentType::counter,
+};
+constexpr Instrument kPreemptions{
+    .name = "kvmscope.vm.cpu.preemptions",
+    .unit = "{preemption}",
+    .description = "Times that a vCPU was taken off its CPU though it could have gone on",
+    .type = InstrumentType::counter,
+};
+constexpr Instrument kMigrations{
+    .name = "kvmscope.vm.cpu.migrations",
+    .unit = "{migration}",
+    .description = "Times that a vCPU went on on another CPU of the host",
+    .type = InstrumentType::counter,
+};
+constexpr Instrument kDelayDuration{
+    .name = "kvmscope.vm.cpu.delay.duration",
+    .unit = "s",
+    .description = "Wait of a vCPU for a CPU of the host, before each time that it ran",
+    .type = InstrumentType::histogram,
+};
+
+constexpr Instrument kExits{
+    .name = "kvmscope.vm.cpu.exits",
+    .unit = "{exit}",
+    .description = "Times that a vCPU left its guest",
+    .type = InstrumentType::counter,
+};
+constexpr Instrument kExitTime{
+    .name = "kvmscope.vm.cpu.exit.time",
+    .unit = "s",
+    .description =
+        "Time on a CPU in the host's kernel from an exit to the next entry, or to the return to QEMU",
+    .type = InstrumentType::counter,
+};
+constexpr Instrument kEmulations{
+    .name = "kvmscope.vm.cpu.emulations",
+    .unit = "{exit}",
+    .description = "Exits that KVM handed on to QEMU",
+    .type = InstrumentType::counter,
+};
+constexpr Instrument kEmulationTime{
+    .name = "kvmscope.vm.cpu.emulation.time",
+    .unit = "s",
+    .description = "Time on a CPU from such a return to QEMU to the next entry",
+    .type = InstrumentType::counter,
+};
+constexpr Instrument kHaltTime{
+    .name = "kvmscope.vm.cpu.halt.time",
+    .unit = "s",
+    .description = "Time that a vCPU had nothing to do: blocked, or polling for its next interrupt",
+    .type = InstrumentType::counter,
+};
+
 constexpr std::array<std::string_view, KV_OPS> kDirections{"read", "write", "flush", "discard"};
 constexpr std::array<std::string_view, KV_ERRORS> kErrorTypes{"io",        "timeout", "nospc",   "medium",
                                                               "transport", "target",  "notsupp", "other"};
@@ -74,14 +145,129 @@ constexpr auto kErrorSubs = [] {
   return subs;
 }();
 
+constexpr std::array<SubLabel, 1> kVcpuLabel{{{"cpu.thread", "vcpu"}}};
+constexpr std::array<Sub, 1> kVcpuThread{{{.labels = kVcpuLabel, .always = true}}};
+constexpr std::array<Sub, 1> kPlain{{{.labels = {}, .always = true}}};
+constexpr std::array<std::string_view, KV_THREADS> kThreads{"iothread", "vhost", "emulator", "other"};
+constexpr auto kThreadLabels = [] {
+  std::array<std::array<SubLabel, 1>, KV_THREADS> labels{};
+  for (std::size_t thread = 0; thread < KV_THREADS; ++thread)
+    labels[thread][0] = {"cpu.thread", kThreads[thread]};
+  return labels;
+}();
+constexpr auto kThreadSubs = [] {
+  std::array<Sub, KV_THREADS> subs{};
+  for (std::size_t thread = 0; thread < KV_THREADS; ++thread) {
+    subs[thread] = {.labels = kThreadLabels[thread], .always = thread == KV_THREAD_EMULATOR};
+  }
+  return subs;
+}();
+
+constexpr std::array<std::string_view, KV_EXITS> kExitReasons{"exception",
+                                                              "interrupt",
+                                                              "nmi",
+                                                              "interrupt_window",
+                                                              "preemption_timer",
+                                                              "hlt",
+                                                              "pause",
+                                                              "mwait",
+                                                              "cpuid",
+                                                              "rdtsc",
+                                                              "invlpg",
+                                                              "cr",
+                                                              "dr",
+                                                              "io",
+                                                              "msr_read",
+                                                              "msr_write",
+                                                              "hypercall",
+                                                              "page_fault",
+                                                              "ept_misconfig",
+                                                              "apic",
+                                                              "descriptor",
+                                                              "task_switch",
+                                                              "wbinvd",
+                                                              "xsetbv",
+                                                              "rdpmc",
+                                                              "nested",
+                                                              "smi",
+                                                              "shutdown",
+                                                              "bus_lock",
+                                                              "encrypted",
+                                                              "failed",
+                                                              "other"};
+constexpr std::array<std::string_view, KV_HALTS> kHalts{"blocked", "polled", "polled_in_vain"};
+template <std::size_t N>
+constexpr std::array<std::array<SubLabel, 1>, N> labels_of(std::string_view key,
+                                                           const std::array<std::string_view, N>& values) {
+  std::array<std::array<SubLabel, 1>, N> labels{};
+  for (std::size_t sub = 0; sub < N; ++sub) labels[sub][0] = {key, values[sub]};
+  return labels;
+}
+template <std::size_t N>
+constexpr std::array<Sub, N> subs_of(const std::array<std::array<SubLabel, 1>, N>& labels) {
+  std::array<Sub, N> subs{};
+  for (std::size_t sub = 0; sub < N; ++sub) subs[sub] = {.labels = labels[sub]};
+  return subs;
+}
+constexpr auto kExitLabels = labels_of("cpu.exit.reason", kExitReasons);
+constexpr auto kExitSubs = subs_of(kExitLabels);
+constexpr auto kHaltLabels = labels_of("cpu.halt", kHalts);
+constexpr auto kHaltSubs = subs_of(kHaltLabels);
+/// Where there is no KVM these do not exist; with it they come with the first exit.
+constexpr std::array<Sub, 1> kWithKvm{{{.labels = {}}}};
+
 constexpr std::array<Kind, KV_KINDS> kKinds{{
     {.id = KV_DISK_STORAGE, .subs = kOps, .count = &kOperations, .sum = &kBytes},
     {.id = KV_DISK_ERRORS, .subs = kErrorSubs, .count = &kErrors},
     {.id = KV_DISK_STORAGE_DURATION, .histogram = true, .subs = kOps, .count = &kDuration},
     {.id = KV_DISK_QUEUE_DURATION, .histogram = true, .subs = kOps, .count = &kQueueDuration},
+    {.id = KV_VCPU_TIME, .dev_space = DevSpace::vcpu, .subs = kVcpuThread, .count = &kCpuTime},
+    {.id = KV_VCPU_STEAL,
+     .dev_space = DevSpace::vcpu,
+     .subs = kVcpuThread,
+     .count = &kSteal,
+     .sum = &kThrottled},
+    {.id = KV_THREAD_TIME,
+     .dev_space = DevSpace::vm,
+     .subs = kThreadSubs,
+     .count = &kCpuTime,
+     .sum = &kSteal},
+    {.id = KV_VCPU_SWITCHES,
+     .dev_space = DevSpace::vcpu,
+     .subs = kPlain,
+     .count = &kPreemptions,
+     .sum = &kMigrations},
+    {.id = KV_VCPU_DELAY,
+     .histogram = true,
+     .dev_space = DevSpace::vcpu,
+     .subs = kPlain,
+     .count = &kDelayDuration},
+    {.id = KV_VCPU_EXITS,
+     .dev_space = DevSpace::vcpu,
+     .subs = kExitSubs,
+     .count = &kExits,
+     .sum = &kExitTime},
+    {.id = KV_VCPU_EMULATION,
+     .dev_space = DevSpace::vcpu,
+     .subs = kWithKvm,
+     .count = &kEmulations,
+     .sum = &kEmulationTime},
+    {.id = KV_VCPU_HALT, .dev_space = DevSpace::vcpu, .subs = kHaltSubs, .sum = &kHaltTime},
 }};
 
 }  // namespace
+
+std::uint16_t rows_of(const core::SlotShape& shape, DevSpace space) {
+  switch (space) {
+    case DevSpace::vm:
+      return 1;
+    case DevSpace::disk:
+      return std::max<std::uint16_t>(shape.disks, 1);
+    case DevSpace::vcpu:
+      return std::max<std::uint16_t>(shape.vcpus, 1);
+  }
+  return 1;
+}
 
 std::span<const Kind> catalogue() {
   return kKinds;

@@ -6,11 +6,16 @@
 #include <string_view>
 
 #include "hostd/core/metric.h"
+#include "hostd/core/series.h"
 
 namespace kvmscope::bpf {
 
 /// Which of the VM's own device numbers a kind is split by.
-enum class DevSpace : std::uint8_t { disk };
+enum class DevSpace : std::uint8_t {
+  vm,  ///< by nothing: one row
+  disk,
+  vcpu,
+};
 
 /// One label of a sub: disk.io.direction = read.
 struct SubLabel {
@@ -32,10 +37,14 @@ struct Kind {
   DevSpace dev_space = DevSpace::disk;
   std::span<const Sub> subs;
   /// Counters: what the cell's count means, nullptr if it is not exported. Histograms: the instrument itself.
+  /// A counter in seconds is counted in nanoseconds.
   const core::Instrument* count = nullptr;
   /// Counters: what the cell's sum means, nullptr if it is not exported.
   const core::Instrument* sum = nullptr;
 };
+
+/// Rows that a kind has in maps of this shape.
+std::uint16_t rows_of(const core::SlotShape& shape, DevSpace space);
 
 /// Every kind there is, ordered by id: the one table that reader, exporters and docs/metrics.md go by.
 std::span<const Kind> catalogue();

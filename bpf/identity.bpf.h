@@ -1,26 +1,29 @@
 /* SPDX-License-Identifier: GPL-2.0-only OR Apache-2.0 */
-/* Which slot does the current task belong to? */
+/* Which slot does a task belong to, and how much of its CPU time has been counted there? */
 #ifndef KVMSCOPE_BPF_IDENTITY_BPF_H
 #define KVMSCOPE_BPF_IDENTITY_BPF_H
 
-#include "maps.bpf.h"
+#include "account.bpf.h"
 
 #define NS_PER_TICK 10000000ULL /* USER_HZ is 100: nsec_to_clock_t() */
 
 KV_INLINE bool is_vm(__u32 tgid) {
-  return tgid < KV_TGIDS && (*(volatile __u64*)&vm_tgids[(tgid / 64) % (KV_TGIDS / 64)] >> (tgid % 64)) & 1;
+  return tgid < KV_TGIDS &&
+         (*(volatile __u64*)&globals.vm_tgids[(tgid / 64) % (KV_TGIDS / 64)] >> (tgid % 64)) & 1;
 }
 
 KV_INLINE void mark_vm(__u32 tgid) {
-  if (tgid < KV_TGIDS) __sync_fetch_and_or(&vm_tgids[(tgid / 64) % (KV_TGIDS / 64)], 1ULL << (tgid % 64));
+  if (tgid < KV_TGIDS)
+    __sync_fetch_and_or(&globals.vm_tgids[(tgid / 64) % (KV_TGIDS / 64)], 1ULL << (tgid % 64));
 }
 
 KV_INLINE void unmark_vm(__u32 tgid) {
-  if (tgid < KV_TGIDS) __sync_fetch_and_and(&vm_tgids[(tgid / 64) % (KV_TGIDS / 64)], ~(1ULL << (tgid % 64)));
+  if (tgid < KV_TGIDS)
+    __sync_fetch_and_and(&globals.vm_tgids[(tgid / 64) % (KV_TGIDS / 64)], ~(1ULL << (tgid % 64)));
 }
 
 KV_INLINE void forget_resolved(__u32 tgid) {
-  __sync_fetch_and_add(&versions[tgid % KV_VERSIONS], 1);
+  __sync_fetch_and_add(&globals.versions[tgid % KV_VERSIONS], 1);
 }
 
 KV_INLINE void process_key(struct task_struct* task, struct kv_process_key* key) {
@@ -45,27 +48,125 @@ KV_INLINE struct kv_identity* bound_cgroup(struct task_struct* task) {
   return 0;
 }
 
-static __noinline bool resolve_slowly(struct task_struct* task, __u32 version, struct kv_identity* id) {
+/* Whose the task is by the daemon's tables. False: nobody's. */
+static __noinline bool find_identity(struct task_struct* task, struct kv_identity* id, bool* main) {
   struct kv_process_key key;
-  struct kv_task* kept;
 
   process_key(task, &key);
   struct kv_process* process = bpf_map_lookup_elem(&procs, &key);
   if (process) {
     *id = process->id;
-  } else {
-    struct kv_identity* bound = bound_cgroup(task);
-    if (!bound) return false;
-    *id = *bound;
-  }
-  kept = bpf_task_storage_get(&task_id, task, 0, BPF_LOCAL_STORAGE_GET_F_CREATE);
-  if (!kept) {
-    count_stat(KV_STAT_STORAGE_FAILED);
+    *main = !(process->flags & KV_PROCESS_FOLLOWS);
     return true;
   }
-  /* Nobody else writes this task's storage; an interrupt's program does not resolve. */
-  kept->id = *id;
+  struct kv_identity* bound = bound_cgroup(task);
+  if (!bound) return false;
+  *id = *bound;
+  *main = false;
+  return true;
+}
+
+/* --- CPU time
+ * The kernel's own totals of a thread (sum_exec_runtime, run_delay), taken forward at each reading and when
+ * the thread dies. Nothing is added up at a switch. */
+
+/* How much the total has grown since it was last counted, by whomever: each ns is one caller's. */
+KV_INLINE __u64 take_growth(__u64* counted, __u64 now) {
+  for (int i = 0; i < 4; i++) {
+    __u64 before = *(volatile __u64*)counted;
+    if (now <= before) return 0;
+    if (__sync_val_compare_and_swap(counted, before, now) == before) return now - before;
+  }
+  return 0; /* others count it */
+}
+
+static __noinline void count_time(struct task_struct* task, struct kv_task* kept) {
+  struct kv_identity id = kept->id;
+
+  if (!(kept->flags & KV_TASK_BASED) || !id.generation) return; /* whoever gets it gets it all */
+  __u64 run_ns = take_growth(&kept->run_ns, task->se.sum_exec_runtime);
+  __u64 delay_ns = take_growth(&kept->delay_ns, task->sched_info.run_delay);
+  if (!run_ns && !delay_ns) return;
+  __u32 thread = kept->thread;
+  if (thread == KV_THREAD_EMULATOR && !(kept->flags & KV_TASK_MAIN)) thread = KV_THREAD_OTHER;
+  bool vcpu = thread == KV_THREAD_VCPU;
+  struct kv_counter* cell =
+      counter_cell(id, vcpu ? KV_VCPU_TIME : KV_THREAD_TIME, vcpu ? kept->vcpu : 0, vcpu ? 0 : thread);
+  if (!cell) {
+    __sync_fetch_and_add(&globals.stats[KV_STAT_LATE_TIME], run_ns);
+    return;
+  }
+  __sync_fetch_and_add(&cell->count, run_ns);
+  __sync_fetch_and_add(&cell->sum, delay_ns);
+}
+
+/* What the task has used so far is nobody's. */
+KV_INLINE void begin_time(struct kv_task* kept, __u64 run_ns, __u64 delay_ns) {
+  kept->run_ns = run_ns;
+  kept->delay_ns = delay_ns;
+  kept->slice_delay_ns = delay_ns;
+  barrier();
+  kept->flags |= KV_TASK_BASED;
+}
+
+/* From now on the task's time is counted; called what it is once it has a name of its own. */
+static __noinline __attribute__((unused)) void begin_thread(struct task_struct* task, __u64 run_ns,
+                                                            __u64 delay_ns) {
+  struct kv_task* kept = bpf_task_storage_get(&task_id, task, 0, BPF_LOCAL_STORAGE_GET_F_CREATE);
+
+  if (!kept) {
+    count_stat(KV_STAT_STORAGE_FAILED);
+    return;
+  }
+  if (kept->flags & KV_TASK_BASED) return;
+  kept->thread = KV_THREAD_EMULATOR;
+  begin_time(kept, run_ns, delay_ns);
+}
+
+/* Brings what is kept up to date with the daemon's tables. False: the task is nobody's (any more). */
+static __noinline bool refresh(struct task_struct* task, struct kv_task* kept) {
+  __u32 version = *(volatile __u32*)&globals.versions[(__u32)task->tgid % KV_VERSIONS];
+  struct kv_identity id = {};
+  bool main = false;
+
+  if (kept->version == version && kept->id.generation) return true;
+  if (!find_identity(task, &id, &main)) return false;
+  /* Handed over: its time up to now is the former one's. */
+  if (kept->id.generation && kept->id.generation != id.generation) count_time(task, kept);
+  *(volatile __u64*)&kept->id = *(__u64*)&id;
+  if (main)
+    kept->flags |= KV_TASK_MAIN;
+  else
+    kept->flags &= ~KV_TASK_MAIN;
+  barrier();
   kept->version = version;
+  return true;
+}
+
+/* A vCPU goes on from where it was, after `here_ns` since it was last put there: its time there is counted.
+ */
+static __noinline void leave_place(struct kv_task* kept, __u64 here_ns) {
+  bool kernel = kept->place == KV_PLACE_KERNEL;
+  struct kv_counter* cell =
+      counter_cell(kept->id, kernel ? KV_VCPU_EXITS : KV_VCPU_EMULATION, kept->vcpu, kernel ? kept->exit : 0);
+
+  if (cell) __sync_fetch_and_add(&cell->sum, kept->spent_ns + here_ns);
+  kept->place = KV_PLACE_GUEST;
+  kept->spent_ns = 0;
+}
+
+/* --- the current task */
+
+static __noinline bool resolve_slowly(struct task_struct* task, struct kv_identity* id) {
+  struct kv_task* kept = bpf_task_storage_get(&task_id, task, 0, BPF_LOCAL_STORAGE_GET_F_CREATE);
+  bool main;
+
+  if (!kept) {
+    count_stat(KV_STAT_STORAGE_FAILED);
+    return find_identity(task, id, &main);
+  }
+  if (!refresh(task, kept)) return false;
+  *id = kept->id;
   return true;
 }
 
@@ -73,14 +174,14 @@ static __noinline bool resolve_slowly(struct task_struct* task, __u32 version, s
  */
 KV_INLINE void resolve_current(__u32 tgid, struct kv_identity* id) {
   struct task_struct* task = (struct task_struct*)bpf_get_current_task_btf();
-  __u32 version = *(volatile __u32*)&versions[tgid % KV_VERSIONS];
+  __u32 version = *(volatile __u32*)&globals.versions[tgid % KV_VERSIONS];
   struct kv_task* kept = bpf_task_storage_get(&task_id, task, 0, 0);
 
   if (kept && kept->version == version && kept->id.generation) {
     *id = kept->id;
     return;
   }
-  if (resolve_slowly(task, version, id)) return;
+  if (resolve_slowly(task, id)) return;
   count_stat(KV_STAT_UNATTRIBUTED);
   id->slot = 0;
   id->generation = 1; /* the host's maps are installed once */

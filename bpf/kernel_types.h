@@ -40,13 +40,80 @@ struct css_set {
   struct cgroup* dfl_cgrp;
 };
 
+struct sched_info {
+  unsigned long long run_delay;
+};
+
+struct sched_entity {
+  __u64 sum_exec_runtime;
+};
+
 struct task_struct {
+  unsigned int __state;
   int pid;
   int tgid;
+  char comm[16];
+  struct sched_entity se;
+  struct sched_info sched_info;
   struct task_struct* group_leader;
   __u64 start_boottime;
   struct signal_struct* signal;
   struct css_set* cgroups;
+};
+
+struct task_struct___5_13 { /* __state since 2f064a59a11f */
+  long state;
+};
+
+/* KVM, of the modules' BTF. */
+struct kvm_vcpu_stat_generic {
+  __u64 halt_poll_success_ns;
+  __u64 halt_poll_fail_ns;
+  __u64 halt_wait_ns;
+};
+
+struct kvm_vcpu_stat {
+  struct kvm_vcpu_stat_generic generic;
+};
+
+struct kvm_vcpu {
+  int vcpu_id;
+  struct kvm_vcpu_stat stat;
+};
+
+struct vmcb_control_area {
+  __u32 exit_code;
+  __u64 exit_info_1;
+};
+
+struct vmcb {
+  struct vmcb_control_area control;
+};
+
+struct vcpu_svm {
+  struct kvm_vcpu vcpu;
+  struct vmcb* vmcb;
+};
+
+union vmx_exit_reason {
+  __u32 full;
+};
+
+struct vcpu_vmx {
+  struct kvm_vcpu vcpu;
+  union vmx_exit_reason exit_reason;
+};
+
+struct vcpu_vt {
+  union vmx_exit_reason exit_reason;
+};
+
+struct vcpu_vmx___vt { /* later kernels */
+  struct vcpu_vt vt;
+};
+
+struct bpf_iter__task {
+  struct task_struct* task;
 };
 
 /* Files. */

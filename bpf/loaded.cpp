@@ -9,9 +9,11 @@
 
 #include <algorithm>
 #include <array>
+#include <cerrno>
 #include <cstring>
 #include <filesystem>
 #include <fstream>
+#include <iterator>
 
 #include "bpf/libbpf_log.h"
 #include "bpf/process_files.h"
@@ -176,14 +178,15 @@ Result<void> Loaded::configure(const Options& options) {
       }
       continue;
     }
+    if (name == "kv_threads") continue;  // an iterator
     const std::string tracepoint = tracepoint_of(program);
     if (!kernel_has_tracepoint(tracepoint)) why_not_[name] = "this kernel has no tracepoint " + tracepoint;
     const bool later = std::ranges::find(kBioPrograms, name) != kBioPrograms.end();
     const bool wanted = !why_not_.contains(name) || (later && kernel_has_tracepoint(tracepoint));
     bpf_program__set_autoload(program, wanted);
   }
-  for (const char* needed : {"kv_rq_issue", "kv_rq_complete", "kv_exec", "kv_fork", "kv_exit",
-                             by_getrq ? "kv_getrq" : "kv_io_start"}) {
+  for (const char* needed : {"kv_rq_issue", "kv_rq_complete", "kv_exec", "kv_fork", "kv_exit", "kv_switch",
+                             "kv_rename", by_getrq ? "kv_getrq" : "kv_io_start"}) {
     if (const auto why = why_not_.find(needed); why != why_not_.end()) {
       return fail(ErrorCode::unsupported, why->second + ", which " + needed + " needs");
     }
@@ -224,6 +227,14 @@ void Loaded::settle() const {
   bpf_prog_test_run_opts(program, &options);
 }
 
+void Loaded::count_threads() const {
+  const auto link = links_.find("kv_threads");
+  if (link == links_.end()) return;
+  const core::UniqueFd walk(bpf_iter_create(bpf_link__fd(link->second)));
+  std::array<char, 64> nothing{};  // the program writes nothing
+  while (walk && (::read(walk.get(), nothing.data(), nothing.size()) > 0 || errno == EAGAIN)) errno = 0;
+}
+
 Result<void> Loaded::map_arrays(const Options& options) {
   const auto& maps = skeleton_->maps;
   maps_ = {.counters = bpf_map__fd(maps.counters),
@@ -231,7 +242,9 @@ Result<void> Loaded::map_arrays(const Options& options) {
            .events = bpf_map__fd(maps.events),
            .spares = bpf_map__fd(maps.spares),
            .procs = bpf_map__fd(maps.procs),
-           .cgroups = bpf_map__fd(maps.cgroups)};
+           .cgroups = bpf_map__fd(maps.cgroups),
+           .carry_overflow = bpf_map__fd(maps.carry_overflow),
+           .bios = bpf_map__fd(maps.bios)};
   auto info = MapView::open(bpf_map__fd(maps.slot_info), sizeof(kv_slot_info) * options.max_slots, true);
   if (!info) return fail(info.error());
   auto drops = MapView::open(bpf_map__fd(maps.ring_drops), sizeof(__u64) * options.max_tenants);
@@ -259,7 +272,8 @@ Result<void> Loaded::attach() {
   const auto& all = skeleton_->progs;
   for (bpf_program* program :
        {all.kv_rq_complete, all.kv_rq_issue, all.kv_rq_requeue, all.kv_rq_merge, all.kv_bio_backmerge,
-        all.kv_bio_frontmerge, all.kv_io_start, all.kv_getrq, all.kv_exit, all.kv_fork, all.kv_exec}) {
+        all.kv_bio_frontmerge, all.kv_io_start, all.kv_getrq, all.kv_threads, all.kv_switch, all.kv_rename,
+        all.kv_exit, all.kv_fork, all.kv_exec}) {
     if (!bpf_program__autoload(program)) continue;
     if (auto done = attach_one(program); !done) return done;
   }
@@ -275,12 +289,8 @@ Result<void> Loaded::attach_bio_programs() {
   return {};
 }
 
-Globals Loaded::globals() const {
-  auto& bss = *skeleton_->bss;
-  return {.vm_tgids = std::span(bss.vm_tgids),
-          .versions = std::span(bss.versions),
-          .stats = std::span(bss.stats),
-          .spare_count = bss.spare_count};
+kv_globals& Loaded::globals() const {
+  return skeleton_->bss->globals;
 }
 
 kv_slot_info& Loaded::slot_info(std::uint32_t slot) const {
@@ -292,30 +302,52 @@ std::uint64_t Loaded::ring_drops(std::uint32_t tenant_index) const {
 }
 
 std::span<const kv_carry> Loaded::carries() const {
-  const std::uint32_t used = __atomic_load_n(&skeleton_->bss->carry_cursor, __ATOMIC_RELAXED);
+  const std::uint32_t used = __atomic_load_n(&globals().carry_cursor, __ATOMIC_RELAXED);
   return {reinterpret_cast<const kv_carry*>(carries_.data()),
           std::min(used, skeleton_->rodata->carry_capacity)};
+}
+
+ProgramInfo figures_of(const bpf_program* program) {
+  ProgramInfo entry{.name = bpf_program__name(program)};
+  bpf_prog_info info{};
+  __u32 size = sizeof(info);
+  const int fd = bpf_program__fd(program);
+  if (fd >= 0 && bpf_obj_get_info_by_fd(fd, &info, &size) == 0) {
+    entry.run_count = info.run_cnt;
+    entry.run_time_ns = info.run_time_ns;
+    entry.recursion_misses = info.recursion_misses;
+    entry.verified_instructions = info.verified_insns;
+    entry.jited_bytes = info.jited_prog_len;
+  }
+  return entry;
+}
+
+Result<bool> Loaded::attach_kvm() {
+  if (kvm_) return false;
+  if (!KvmPrograms::kvm_is_here()) {
+    why_no_kvm_ = "KVM's modules are not loaded; looked for again and again";
+    return false;
+  }
+  auto kvm = KvmPrograms::load(skeleton_->obj);
+  if (!kvm) {
+    why_no_kvm_ = kvm.error().message();
+    return fail(kvm.error());
+  }
+  kvm_ = std::move(*kvm);
+  __atomic_store_n(&globals().kvm_live, 1, __ATOMIC_RELEASE);
+  return true;
 }
 
 std::vector<ProgramInfo> Loaded::programs() const {
   std::vector<ProgramInfo> out;
   bpf_program* program = nullptr;
   bpf_object__for_each_program(program, skeleton_->obj) {
-    ProgramInfo entry{.name = bpf_program__name(program)};
+    ProgramInfo entry = figures_of(program);
     entry.attached = links_.contains(entry.name);
     if (const auto why = why_not_.find(entry.name); why != why_not_.end()) entry.why_not = why->second;
-    bpf_prog_info info{};
-    __u32 size = sizeof(info);
-    const int fd = bpf_program__fd(program);
-    if (fd >= 0 && bpf_obj_get_info_by_fd(fd, &info, &size) == 0) {
-      entry.run_count = info.run_cnt;
-      entry.run_time_ns = info.run_time_ns;
-      entry.recursion_misses = info.recursion_misses;
-      entry.verified_instructions = info.verified_insns;
-      entry.jited_bytes = info.jited_prog_len;
-    }
     out.push_back(std::move(entry));
   }
+  std::ranges::move(kvm_ ? kvm_->programs() : KvmPrograms::absent(why_no_kvm_), std::back_inserter(out));
   bpf_map* map = nullptr;
   bpf_object__for_each_map(map, skeleton_->obj) {
     // "memlock:" is the kernel's own account of a map's memory.

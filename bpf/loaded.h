@@ -8,6 +8,7 @@
 #include <vector>
 
 #include "bpf/abi.h"
+#include "bpf/kvm_programs.h"
 #include "bpf/slot_maps.h"
 #include "bpf/tracer.h"
 #include "hostd/core/result.h"
@@ -17,14 +18,6 @@ struct bpf_program;
 struct bpf_link;
 
 namespace kvmscope::bpf {
-
-/// The programs' globals as mapped here: shared with them as they run, so each access is atomic.
-struct Globals {
-  std::span<__u64, KV_TGIDS / 64> vm_tgids;
-  std::span<__u32, KV_VERSIONS> versions;
-  std::span<__u64, KV_STATS> stats;
-  __u32& spare_count;
-};
 
 /// The object in the kernel: programs, maps and mapped globals. Detaches and unloads with its owner.
 class Loaded {
@@ -45,8 +38,12 @@ class Loaded {
   /// Attaches all that this kernel needs, what ends requests before what begins them.
   core::Result<void> attach();
   core::Result<void> attach_bio_programs();
+  /// Loads the programs for KVM, if it is here and they are not loaded. True if that happened now.
+  core::Result<bool> attach_kvm();
   /// Runs kv_settle once, where this kernel could load it (bpf_loop: 5.17).
   void settle() const;
+  /// Runs kv_threads once over all threads.
+  void count_threads() const;
 
   struct Maps {
     int counters = -1;
@@ -55,9 +52,12 @@ class Loaded {
     int spares = -1;
     int procs = -1;
     int cgroups = -1;
+    int carry_overflow = -1;
+    int bios = -1;
   };
   const Maps& maps() const { return maps_; }
-  Globals globals() const;
+  /// As mapped here: shared with the programs as they run, so each access is atomic.
+  kv_globals& globals() const;
   kv_slot_info& slot_info(std::uint32_t slot) const;
   std::uint64_t ring_drops(std::uint32_t tenant_index) const;
   /// Places of all queues known so far, in use or not.
@@ -77,12 +77,17 @@ class Loaded {
   std::unique_ptr<::programs, SkeletonDeleter> skeleton_;
   std::map<std::string, std::string, std::less<>> why_not_;  ///< by program
   std::map<std::string, bpf_link*, std::less<>> links_;
+  std::unique_ptr<KvmPrograms> kvm_;
+  std::string why_no_kvm_ = "not looked for yet";
   IdentityHook identity_hook_ = IdentityHook::automatic;
   Maps maps_;
   MapView slot_info_;
   MapView ring_drops_;
   MapView carries_;
 };
+
+/// A program's name and what the kernel says of it.
+ProgramInfo figures_of(const bpf_program* program);
 
 /// True if this tracepoint is in the running kernel's BTF.
 bool kernel_has_tracepoint(const std::string& name);

@@ -113,23 +113,9 @@ struct {
   __type(value, struct kv_bio);
 } bios SEC(".maps");
 
-/* --- globals, mapped by the daemon
- * ---------------------------------------------------------------------------- */
-
-/* Which thread groups belong to VMs: the filter that a foreign task meets first. */
-__u64 vm_tgids[KV_TGIDS / 64];
-/* What a resolved identity was resolved at: the daemon writes the identity first and bumps the version after.
- */
-__u32 versions[KV_VERSIONS];
-__u64 stats[KV_STATS];
-__u32 spare_count;
-
-/* Request queues and their regions in `carries`. */
-struct kv_queue queues[KV_QUEUES];
-__u32 carry_cursor;
-/* Entries in `carry_overflow` and `bios`: while 0, nobody looks there. */
-__s64 overflow_live;
-__s64 bios_live;
+/* Mapped by the daemon, and by every object of ours: one structure, so that all find the same things in the
+ * same places. */
+struct kv_globals globals;
 
 /* --- set before load
  * ------------------------------------------------------------------------------------------ */
@@ -140,18 +126,8 @@ const volatile bool identity_by_getrq = false;
 const volatile bool error_is_errno = false;
 const volatile struct kv_name qemu_names[KV_NAMES];
 
-/* Types that only pointers lead to would miss in the object's BTF, where the tests compare layouts. */
-struct kv_layouts {
-  struct kv_counter counter;
-  struct kv_header header;
-  struct kv_histogram histogram;
-  struct kv_event_process process;
-  struct kv_event_io_error io_error;
-};
-struct kv_layouts* layouts;
-
 KV_INLINE void count_stat(enum kv_stat stat) {
-  __sync_fetch_and_add(&stats[stat], 1);
+  __sync_fetch_and_add(&globals.stats[stat], 1);
 }
 
 #endif

@@ -46,12 +46,12 @@ KV_INLINE void claim_slot(const struct kv_process_key* key) {
     if (failed != -17) count_stat(KV_STAT_MAP_ERROR); /* -EEXIST: the daemon was first */
     if (bpf_map_push_elem(&spares, &process.id, 0)) {
       count_stat(KV_STAT_MAP_ERROR);
-      __sync_fetch_and_sub(&spare_count, 1);
+      __sync_fetch_and_sub(&globals.spare_count, 1);
     }
     mark_vm(key->tgid);
     return;
   }
-  __sync_fetch_and_sub(&spare_count, 1);
+  __sync_fetch_and_sub(&globals.spare_count, 1);
   forget_resolved(key->tgid);
   mark_vm(key->tgid);
   report(KV_EVENT_CLAIMED, key, process.id);
@@ -65,12 +65,19 @@ int BPF_PROG(kv_exec, struct task_struct* task, int old_pid, struct linux_binprm
 
   process_key(task, &key);
   if (!qemu && !is_vm(tgid)) {
-    /* A new helper in a VM's cgroup. */
-    if (bound_cgroup(task)) mark_vm(tgid);
+    if (!bound_cgroup(task)) return 0;
+    mark_vm(tgid); /* a new helper in a VM's cgroup */
+    begin_thread(task, task->se.sum_exec_runtime, task->sched_info.run_delay);
     return 0;
   }
   struct kv_process* known = is_vm(tgid) ? bpf_map_lookup_elem(&procs, &key) : 0;
   if (known && known->flags & KV_PROCESS_CHILD) {
+    struct kv_task* kept = bpf_task_storage_get(&task_id, task, 0, 0);
+    if (kept) {
+      count_time(task, kept);
+      *(volatile __u64*)&kept->id = 0;
+      kept->flags = 0;
+    }
     /* A child of a VM's process becomes something else: no longer the VM's, unless its cgroup says so. */
     bpf_map_delete_elem(&procs, &key);
     forget_resolved(tgid);
@@ -78,6 +85,8 @@ int BPF_PROG(kv_exec, struct task_struct* task, int old_pid, struct linux_binprm
     known = 0;
   }
   if (qemu && !known) claim_slot(&key);
+  /* What libvirt's child did before it became QEMU is not the VM's. */
+  begin_thread(task, task->se.sum_exec_runtime, task->sched_info.run_delay);
   return 0;
 }
 
@@ -87,7 +96,9 @@ int BPF_PROG(kv_fork, struct task_struct* parent, struct task_struct* child) {
   __u32 tgid = child->tgid;
   __u32 parent_tgid = parent->tgid;
 
-  if (!is_vm(parent_tgid) || tgid == parent_tgid) return 0;
+  if (!is_vm(parent_tgid)) return 0;
+  begin_thread(child, 0, 0);
+  if (tgid == parent_tgid) return 0;
   process_key(parent, &key);
   struct kv_process* known = bpf_map_lookup_elem(&procs, &key);
   if (known) {
@@ -105,7 +116,11 @@ int BPF_PROG(kv_exit, struct task_struct* task) {
   struct kv_process_key key;
   __u32 tgid = task->tgid;
 
-  if (!is_vm(tgid) || task->signal->live.counter) return 0;
+  if (!is_vm(tgid)) return 0;
+  /* Its last time is counted at its last switch, when the tables may know it no more. */
+  struct kv_task* kept = bpf_task_storage_get(&task_id, task, 0, 0);
+  if (kept) refresh(task, kept);
+  if (task->signal->live.counter) return 0;
   process_key(task, &key);
   unmark_vm(tgid);
   struct kv_process* known = bpf_map_lookup_elem(&procs, &key);

@@ -42,7 +42,7 @@ SlotLayout layout_of(const SlotShape& shape) {
     std::uint32_t& cells = kind.histogram ? layout.histogram_cells : layout.counter_cells;
     kv_header& header = layout.headers[kind.id];
     header.base = cells;
-    header.devs = std::max<std::uint16_t>(shape.disks, 1);
+    header.devs = rows_of(shape, kind.dev_space);
     header.subs = static_cast<std::uint16_t>(kind.subs.size());
     cells += std::uint32_t{header.devs} * header.subs;
   }

@@ -51,6 +51,7 @@ constexpr std::array<StatText, KV_STATS> kStats{{
     {"foreign_merged", "Bytes of other processes in a VM's merged requests, not counted as the VM's"},
     {"long_chain", "Merged requests with more parts than were looked at"},
     {"map_error", "Updates of a kernel table that failed"},
+    {"late_time", "Nanoseconds of CPU time of a tenancy of a slot that was over"},
 }};
 
 std::uint32_t load(const __u32& value) {
@@ -80,6 +81,21 @@ Result<void> put_maps(const Loaded& loaded, std::uint32_t slot, int counters_fd,
 
 SlotIdentity identity_of(kv_identity id) {
   return {.slot = {id.slot}, .generation = {id.generation}};
+}
+
+/// Of a hash by 64-bit keys. What comes or goes meanwhile may be missed, or seen twice.
+template <typename Value, typename Predicate>
+std::size_t count_values(int map, const Predicate& predicate) {
+  std::size_t count = 0;
+  __u64 key = 0;
+  constexpr int kMost = 1 << 18;  // who restarts at a key that has gone meanwhile comes to an end, too
+  const __u64* previous = nullptr;
+  for (int steps = 0; steps < kMost && bpf_map_get_next_key(map, previous, &key) == 0; ++steps) {
+    previous = &key;
+    Value value{};
+    if (bpf_map_lookup_elem(map, &key, &value) == 0 && predicate(value)) ++count;
+  }
+  return count;
 }
 
 template <typename Record>
@@ -385,10 +401,25 @@ void Tracer::settle() {
   impl_->loaded->settle();
 }
 
+Result<bool> Tracer::look_for_kvm() {
+  return impl_->loaded->attach_kvm();
+}
+
+void Tracer::count_threads() {
+  impl_->loaded->count_threads();
+}
+
 std::size_t Tracer::in_flight(SlotIdentity identity) const {
-  return static_cast<std::size_t>(std::ranges::count_if(impl_->loaded->carries(), [&](const kv_carry& carry) {
-    return __atomic_load_n(&carry.start_ns, __ATOMIC_ACQUIRE) != 0 && identity_of(carry.id) == identity;
-  }));
+  const auto under_way = [&](const auto& entry) {
+    return __atomic_load_n(&entry.start_ns, __ATOMIC_ACQUIRE) != 0 && identity_of(entry.id) == identity;
+  };
+  const kv_globals& globals = impl_->loaded->globals();
+  auto count = static_cast<std::size_t>(std::ranges::count_if(impl_->loaded->carries(), under_way));
+  if (__atomic_load_n(&globals.overflow_live, __ATOMIC_RELAXED) > 0)
+    count += count_values<kv_carry>(impl_->loaded->maps().carry_overflow, under_way);
+  if (__atomic_load_n(&globals.bios_live, __ATOMIC_RELAXED) > 0)
+    count += count_values<kv_bio>(impl_->loaded->maps().bios, under_way);
+  return count;
 }
 
 std::vector<SelfStat> Tracer::self_stats() const {

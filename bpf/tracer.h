@@ -17,12 +17,7 @@
 
 namespace kvmscope::bpf {
 
-/// How many rows of each device space a slot's inner maps have. The last row collects all devices beyond
-/// ("other").
-struct SlotShape {
-  std::uint16_t disks = 4;
-  auto operator<=>(const SlotShape&) const = default;
-};
+using core::SlotShape;
 
 /// A disk as the kernel tells it apart: see disk_key() for how it is made.
 using DiskKey = core::StrongId<struct DiskKeyTag, std::uint64_t>;
@@ -177,6 +172,12 @@ class Tracer {
   /// Counts requests whose completion the kernel did not show (docs/adr/0006): to be called before a reading
   /// and before a slot is retired. A system call of some 100 us.
   void settle();
+  /// KVM may be loaded later than we are: attaches to its tracepoints once they are there. True if that
+  /// happened now.
+  core::Result<bool> look_for_kvm();
+  /// Counts the CPU time of all VM threads up to now: to be called before a reading, and when a process has
+  /// got or changed its slot. About 100 ns for each thread of the host.
+  void count_threads();
   /// Requests under way that will count in this slot.
   std::size_t in_flight(core::SlotIdentity identity) const;
 

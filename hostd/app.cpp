@@ -34,6 +34,8 @@
 #include "hostd/top_tracker.h"
 #include "hostd/vm_views.h"
 #include "tenancy/registry.h"
+#include "virt/cgroups.h"
+#include "virt/files.h"
 #include "virt/libvirt_source.h"
 
 namespace kvmscope::hostd {
@@ -51,6 +53,12 @@ std::string read_line(const char* path) {
   std::string line;
   std::getline(file, line);
   return line;
+}
+
+std::string cgroup_root(const Config& config) {
+  if (!config.libvirt.cgroup_root.empty()) return config.libvirt.cgroup_root;
+  const auto mounts = virt::read_file("/proc/self/mountinfo");
+  return mounts ? virt::unified_mount_point(*mounts) : "";
 }
 
 tenancy::RegistryConfig registry_config(const Config& config) {
@@ -126,6 +134,7 @@ struct App::Impl {
   void tell_ready();
   void rescan();
   void duty_cycle();
+  void look_for_kvm();
 
   void export_interval();
   SelfReading read_self();
@@ -157,6 +166,7 @@ struct App::Impl {
   boost::asio::steady_timer stats_off;
   bool rescan_due = true;  ///< done at the next tick that finds a spare slot
   bool scanned = false;
+  bool no_kvm = false;  ///< for good: the kernel refused our programs for it
   bool ready = false;
   std::chrono::steady_clock::time_point started = std::chrono::steady_clock::now();
   bool no_run_stats = false;
@@ -192,13 +202,17 @@ App::Impl::Impl(Config loaded, std::shared_ptr<boost::asio::io_context> loop,
       tracer(std::move(opened)),
       registry(registry_config(config)),
       streams(io->get_executor(), config, clock, report),
-      keeper(*tracer, registry, clock, report),
+      keeper(*tracer, registry, clock, report, cgroup_root(config)),
       cycle(config, read_line(kBootId), registry, keeper, streams, top, clock),
       discovery(io->get_executor(), "/proc", config.bpf.qemu_names),
       signals(*io, SIGTERM, SIGINT, SIGHUP),
       watchdog(io->get_executor(), watchdog_interval(), [] { systemd::notify_watchdog(); }),
       tick(io->get_executor(), kTick, [this] { on_tick(); }),
-      scan(io->get_executor(), kRescan, [this] { rescan_due = true; }),
+      scan(io->get_executor(), kRescan,
+           [this] {
+             rescan_due = true;
+             look_for_kvm();
+           }),
       interval(io->get_executor(), config.interval, [this] { export_interval(); }),
       stats_duty(io->get_executor(), config.bpf.run_stats.every, [this] { duty_cycle(); }),
       stats_off(*io) {
@@ -270,6 +284,15 @@ void App::Impl::rescan() {
     }
     scanned = true;
   });
+}
+
+/// Its modules may come later than we do.
+void App::Impl::look_for_kvm() {
+  if (no_kvm) return;
+  const auto found = tracer->look_for_kvm();
+  no_kvm = !found;
+  if (!found) report("vCPU exits are not traced", found.error());
+  if (found && *found) log_event(LogLevel::info, "KVM is here: vCPU exits are traced", {});
 }
 
 void App::Impl::duty_cycle() {
@@ -427,6 +450,7 @@ int App::run() {
   app.stats_duty.start();
   app.watchdog.start();
   app.duty_cycle();
+  app.look_for_kvm();
   app.io->run();
   return 0;
 }

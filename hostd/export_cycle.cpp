@@ -30,6 +30,7 @@ const bpf::Kind* disk_errors() {
 
 std::string device_name(const EpochData& data, std::uint16_t dev) {
   for (const DeviceLabel& label : data.devices) {
+    if (label.space != bpf::DevSpace::disk) continue;
     if (std::ranges::find(label.devs, dev) != label.devs.end()) return label.name;
   }
   return "other";
@@ -308,7 +309,7 @@ void ExportCycle::run(SelfReading self) {
   Interval interval;
   interval.unix_ns = clock_.unix_ns();
   interval.monotonic_ns = clock_.monotonic_ns();
-  keeper_.settle();
+  keeper_.bring_up_to_date();
   top_.begin(interval.unix_ns);
   for (const tenancy::Epoch* epoch : registry_.epochs()) add_epoch(*epoch, interval);
   top_.end();

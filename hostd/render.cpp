@@ -113,8 +113,41 @@ std::string render_tenants(std::vector<TenantView> tenants, const Screen& screen
                       rows, screen);
 }
 
-std::string render_top(TopView top, std::size_t lines, const Screen& screen) {
-  if (top.time_unix_ns == 0) return "No reading yet: the first comes after one interval.\n";
+namespace {
+
+std::string render_cpus(std::vector<CpuRow> cpus, std::size_t lines, const Screen& screen) {
+  std::ranges::sort(cpus, [](const CpuRow& a, const CpuRow& b) {
+    return std::tie(b.cpu, b.steal, a.vm, a.uuid, a.thread) <
+           std::tie(a.cpu, a.steal, b.vm, b.uuid, b.thread);
+  });
+  const auto percent = [](double cpus_used) {
+    return cpus_used < 0.0005 ? std::string("-") : fmt::format("{:.1f} %", cpus_used * 100);
+  };
+  constexpr double kMuchSteal = 0.1;
+  std::vector<std::vector<Cell>> rows;
+  for (const CpuRow& row : cpus) {
+    if (lines != 0 && rows.size() == lines) break;
+    rows.push_back({text_cell(row.vm),
+                    text_cell(tenant_label(row.tenant, row.tenant_name)),
+                    text_cell(row.thread),
+                    {percent(row.cpu)},
+                    {percent(row.steal), row.steal < kMuchSteal ? Style::plain : Style::red},
+                    {percent(row.throttled)},
+                    {human_duration(row.delay_p99_ns)}});
+  }
+  std::string out = render_table({{"VM", false, 12, 0},
+                                  {"PROJECT", false, 8, 3},
+                                  {"THREAD", false, 0, 0},
+                                  {"CPU", true, 0, 0},
+                                  {"STEAL", true, 0, 0},
+                                  {"THROTTLED", true, 0, 1},
+                                  {"DELAY P99", true, 0, 2}},
+                                 rows, screen);
+  if (rows.size() < cpus.size()) out += fmt::format("... and {} more\n", cpus.size() - rows.size());
+  return out;
+}
+
+std::string render_disks(TopView top, std::size_t lines, const Screen& screen) {
   std::ranges::sort(top.rows, [](const TopRow& a, const TopRow& b) {
     return std::tie(b.bytes_per_s, b.operations_per_s, a.vm, a.uuid, a.disk, a.direction) <
            std::tie(a.bytes_per_s, a.operations_per_s, b.vm, b.uuid, b.disk, b.direction);
@@ -158,6 +191,21 @@ std::string render_top(TopView top, std::size_t lines, const Screen& screen) {
                       rows, screen);
   if (rows.size() < top.rows.size()) out += fmt::format("... and {} more\n", top.rows.size() - rows.size());
   return out;
+}
+
+}  // namespace
+
+std::string render_top(TopView top, std::size_t lines, const Screen& screen) {
+  if (top.time_unix_ns == 0) return "No reading yet: the first comes after one interval.\n";
+  if (top.cpus.empty()) return render_disks(std::move(top), lines, screen);
+  // Of a screen the disks have what the CPUs leave, and at least half.
+  constexpr std::size_t kBetween = 3;
+  std::size_t cpu_lines = 0;
+  if (lines != 0) cpu_lines = std::max<std::size_t>(1, std::min(top.cpus.size(), lines / 2));
+  const std::size_t disk_lines =
+      lines == 0 ? 0 : std::max<std::size_t>(1, lines - std::min(lines, cpu_lines + kBetween));
+  const std::vector<CpuRow> cpus = std::move(top.cpus);
+  return render_disks(std::move(top), disk_lines, screen) + "\n" + render_cpus(cpus, cpu_lines, screen);
 }
 
 std::string render_check(const std::vector<CheckLine>& lines, const Screen& screen) {

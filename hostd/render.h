@@ -14,7 +14,7 @@ namespace kvmscope::hostd {
 
 std::string render_vms(std::vector<VmView> vms, std::uint64_t now_unix_ns, const Screen& screen);
 std::string render_tenants(std::vector<TenantView> tenants, const Screen& screen);
-/// Busiest first; at most `lines` rows (0: all), and how many more there are.
+/// Disks, then CPUs; busiest first; at most `lines` lines of tables (0: all), and how many more there are.
 std::string render_top(TopView top, std::size_t lines, const Screen& screen);
 std::string render_check(const std::vector<CheckLine>& lines, const Screen& screen);
 

@@ -24,6 +24,10 @@ bool is_bio_based(std::uint32_t major, std::uint32_t minor) {
   return !std::filesystem::exists((partition ? directory.parent_path() : directory) / "mq", ignored);
 }
 
+constexpr std::uint64_t kNsPerTick = 10'000'000;
+/// A VM that is counted so soon after its process's start is counted from its start.
+constexpr std::uint64_t kStartNs = 2'000'000'000;
+
 std::vector<bpf::DiskKey> keys_of_all(const std::vector<core::Disk>& disks) {
   std::vector<bpf::DiskKey> keys;
   for (const core::Disk& disk : disks) {
@@ -37,8 +41,39 @@ std::vector<bpf::DiskKey> keys_of_all(const std::vector<core::Disk>& disks) {
 }  // namespace
 
 SlotKeeper::SlotKeeper(bpf::Tracer& tracer, tenancy::Registry& registry, const core::Clock& clock,
-                       Report report)
-    : tracer_(tracer), registry_(registry), clock_(clock), report_(std::move(report)) {}
+                       Report report, std::string cgroup_root)
+    : tracer_(tracer),
+      registry_(registry),
+      clock_(clock),
+      report_(std::move(report)),
+      cgroup_root_(std::move(cgroup_root)) {}
+
+void SlotKeeper::bring_up_to_date() {
+  tracer_.settle();
+  tracer_.count_threads();
+  for (const tenancy::Epoch* epoch : registry_.epochs()) read_steal(*epoch);
+}
+
+/// Steal is the wait for a CPU without what quotas are the reason of. The kernel adds to both at different
+/// moments: steal never falls.
+void SlotKeeper::read_steal(const tenancy::Epoch& epoch) {
+  const auto found = epochs_.find(generation(epoch));
+  if (found == epochs_.end() || !found->second.live) return;
+  EpochData& data = found->second;
+  const bool known = epoch.facts && !epoch.facts->cgroup_path.empty() && !cgroup_root_.empty();
+  const std::uint16_t vcpus = std::max<std::uint16_t>(data.live->shape().vcpus, 1);
+  virt::CpuThrottle throttle{.vm_ns = 0, .vcpu_ns = std::vector<std::uint64_t>(vcpus)};
+  if (known) throttle = virt::read_cpu_throttle(cgroup_root_ + epoch.facts->cgroup_path, vcpus);
+  if (known && !data.throttle_before) {
+    const std::uint64_t started_ns = epoch.process.start_ticks * kNsPerTick;
+    const std::uint64_t age_ns = now().unix_ns - std::min(epoch.start_unix_ns, now().unix_ns);
+    const bool from_its_start = now().boottime_ns - age_ns < started_ns + kStartNs;
+    data.throttle_before = from_its_start
+                               ? virt::CpuThrottle{.vm_ns = 0, .vcpu_ns = std::vector<std::uint64_t>(vcpus)}
+                               : throttle;
+  }
+  add_steal(*data.live, throttle, data.throttle_before, data.totals);
+}
 
 void SlotKeeper::carry_out(tenancy::Actions actions) {
   std::ranges::move(actions, std::back_inserter(actions_));
@@ -60,6 +95,7 @@ bool SlotKeeper::claim(core::ProcessKey process, const std::string& comm,
                        const std::optional<tenancy::ProcessHint>& hint) {
   const auto identity = tracer_.claim(process);
   if (identity) {
+    tracer_.count_threads();  // its times are counted from now on
     on_claimed(process, *identity, comm, hint);
     return true;
   }
@@ -70,7 +106,7 @@ bool SlotKeeper::claim(core::ProcessKey process, const std::string& comm,
 
 void SlotKeeper::apply(const tenancy::InstallSpare& action) {
   const core::SlotIdentity identity = action.identity;
-  tracer_.install(identity, next_incarnation(), {.disks = action.disks},
+  tracer_.install(identity, next_incarnation(), action.shape,
                   [this, identity](core::Result<bpf::SlotMaps> maps) {
                     if (!maps) {
                       report_("install a spare slot", maps.error());
@@ -88,12 +124,14 @@ void SlotKeeper::apply(const tenancy::InstallSpare& action) {
 
 void SlotKeeper::apply(const tenancy::Claim& action) {
   const auto identity = tracer_.claim(action.process);
+  if (identity) tracer_.count_threads();
   carry_out(identity ? registry_.on_claimed(action.process, *identity, "", std::nullopt, now())
                      : registry_.on_claim_failed(action.process, identity.error(), now()));
 }
 
 void SlotKeeper::apply(const tenancy::Rebind& action) {
   const auto identity = tracer_.rebind(action.process);
+  if (identity) tracer_.count_threads();  // up to now the former owner's
   carry_out(identity ? registry_.on_rebound(action.process, *identity, now())
                      : registry_.on_claim_failed(action.process, identity.error(), now()));
 }
@@ -118,29 +156,30 @@ void SlotKeeper::apply(const tenancy::NumberDisks& action) {
   // disks.
   if (devs->empty()) return;
   const auto rows = static_cast<std::uint16_t>(*std::ranges::max_element(*devs) + 2);
-  grow(action.identity, std::min(rows, action.max_rows));
+  grow(action.identity, {.disks = std::min(rows, action.max_rows), .vcpus = 0});
 }
 
 void SlotKeeper::apply(const tenancy::Grow& action) {
   const auto epoch = epochs_.find(action.identity.generation);
   const bool large_enough = epoch != epochs_.end() && epoch->second.live &&
                             !growing_.contains(action.identity) &&
-                            action.disks <= epoch->second.live->shape().disks;
+                            epoch->second.live->shape().covers(action.shape);
   if (large_enough) return carry_out(registry_.on_grown(action.identity, true, now()));
-  grow(action.identity, action.disks);
+  grow(action.identity, action.shape);
 }
 
-void SlotKeeper::grow(core::SlotIdentity identity, std::uint16_t disks) {
+void SlotKeeper::grow(core::SlotIdentity identity, core::SlotShape wanted) {
   const auto epoch = epochs_.find(identity.generation);
   if (epoch == epochs_.end() || !epoch->second.live) return;
   const auto pending = growing_.find(identity);
-  const std::uint16_t rows = pending != growing_.end() ? pending->second : epoch->second.live->shape().disks;
-  if (disks <= rows) return;
-  growing_[identity] = disks;
-  tracer_.grow(identity, next_incarnation(), {.disks = disks},
-               [this, identity, disks](core::Result<bpf::SlotMaps> fresh) {
+  const core::SlotShape there = pending != growing_.end() ? pending->second : epoch->second.live->shape();
+  if (there.covers(wanted)) return;
+  const core::SlotShape shape = there.with(wanted);
+  growing_[identity] = shape;
+  tracer_.grow(identity, next_incarnation(), shape,
+               [this, identity, shape](core::Result<bpf::SlotMaps> fresh) {
                  if (const auto newest = growing_.find(identity);
-                     newest != growing_.end() && newest->second == disks) {
+                     newest != growing_.end() && newest->second == shape) {
                    growing_.erase(newest);
                  }
                  const bool ok = fresh.has_value();
@@ -168,6 +207,7 @@ void SlotKeeper::apply(const tenancy::SetTenant& action) {
 }
 
 void SlotKeeper::apply(const tenancy::Unbind& action) {
+  tracer_.count_threads();
   tracer_.unbind(action.process);
 }
 
@@ -204,8 +244,10 @@ void SlotKeeper::drain(core::SlotIdentity identity, bool discard) {
     // Without the kernel's word that nobody writes any more the slot must not be given to another: it stays
     // taken.
     if (!retired) return report_("retire a slot", retired.error());
-    if (const tenancy::Epoch* epoch = registry_.by_slot(identity))
+    if (const tenancy::Epoch* epoch = registry_.by_slot(identity)) {
       generations_[epoch->serial] = identity.generation;
+      read_steal(*epoch);
+    }
     if (const auto epoch = epochs_.find(identity.generation); epoch != epochs_.end()) {
       if (discard) {
         epochs_.erase(epoch);
@@ -234,9 +276,13 @@ const EpochData* SlotKeeper::data(const tenancy::Epoch& epoch) {
   if (data.live) {
     std::vector<bpf::NumberedDisk> disks = tracer_.disks(epoch.slot);
     if (!disks.empty()) data.disks = std::move(disks);
+    data.shape = data.live->shape();
   }
   const bool last_chance = !data.live.has_value() || naming_closed_;
-  data.devices = label_devices(epoch.facts ? &*epoch.facts : nullptr, data.disks, last_chance, data.names);
+  const core::VmFacts* facts = epoch.facts ? &*epoch.facts : nullptr;
+  data.devices = label_disks(facts, data.disks, last_chance, data.names);
+  std::ranges::move(label_vcpus(facts, data.shape.vcpus), std::back_inserter(data.devices));
+  data.devices.push_back(vm_label());
   return &data;
 }
 

@@ -16,6 +16,7 @@
 #include "hostd/vm_series.h"
 #include "tenancy/ledger.h"
 #include "tenancy/registry.h"
+#include "virt/cpu_stat.h"
 
 namespace kvmscope::hostd {
 
@@ -25,6 +26,9 @@ struct EpochData {
   tenancy::EpochTotals totals;
   std::vector<bpf::NumberedDisk> disks;
   DeviceNames names;
+  core::SlotShape shape;  ///< of the last incarnation
+  /// What CPU quotas had taken from the VM when it began to be counted.
+  std::optional<virt::CpuThrottle> throttle_before;
   std::vector<DeviceLabel> devices;
 };
 
@@ -36,7 +40,9 @@ class SlotKeeper {
   /// Something went wrong that the daemon survives: for the log.
   using Report = std::function<void(const std::string& what, const core::Error& error)>;
 
-  SlotKeeper(bpf::Tracer& tracer, tenancy::Registry& registry, const core::Clock& clock, Report report);
+  /// `cgroup_root`: where the unified hierarchy is; empty if there is none.
+  SlotKeeper(bpf::Tracer& tracer, tenancy::Registry& registry, const core::Clock& clock, Report report,
+             std::string cgroup_root);
 
   /// Fills the pool of spare slots.
   void start() { carry_out(registry_.start(now())); }
@@ -45,13 +51,17 @@ class SlotKeeper {
                   const std::optional<tenancy::ProcessHint>& hint) {
     carry_out(registry_.on_claimed(process, identity, comm, hint, now()));
   }
-  void on_process_exit(core::ProcessKey process) { carry_out(registry_.on_process_exit(process, now())); }
+  void on_process_exit(core::ProcessKey process) {
+    // The VM's cgroups stay for a moment.
+    if (const tenancy::Epoch* epoch = registry_.by_process(process)) read_steal(*epoch);
+    carry_out(registry_.on_process_exit(process, now()));
+  }
   void on_vm(const core::VmFacts& facts) { carry_out(registry_.on_vm(facts, now())); }
   void on_vm_gone(const core::VmUuid& uuid, core::ProcessKey process) {
     carry_out(registry_.on_vm_gone(uuid, process, now()));
   }
-  /// Before a reading: what ended unseen is counted.
-  void settle() { tracer_.settle(); }
+  /// Before a reading: what the kernel side counts only when asked to.
+  void bring_up_to_date();
   void tick();
   /// The daemon stops: who has no name by now will not get one here.
   void close_naming() {
@@ -91,22 +101,24 @@ class SlotKeeper {
   void apply(const tenancy::Retire& action) { retire_when_idle(action.identity); }
   void apply(const tenancy::Discard& action);
 
-  void grow(core::SlotIdentity identity, std::uint16_t disks);
+  void grow(core::SlotIdentity identity, core::SlotShape wanted);
   void retire_when_idle(core::SlotIdentity identity);
   void drain(core::SlotIdentity identity, bool discard);
+  void read_steal(const tenancy::Epoch& epoch);
 
   bpf::Tracer& tracer_;
   tenancy::Registry& registry_;
   const core::Clock& clock_;
   Report report_;
+  std::string cgroup_root_;
   std::uint32_t last_incarnation_ = 1;  // 1 is the host's
   std::unordered_map<core::Generation, EpochData> epochs_;
   /// Epoch's serial -> generation: a closed epoch has no slot any more, what it counted is still here.
   std::unordered_map<std::uint64_t, core::Generation> generations_;
   std::deque<tenancy::Action> actions_;
   bool carrying_out_ = false;
-  /// Rows that are being installed: a slot grows once at a time.
-  std::map<core::SlotIdentity, std::uint16_t> growing_;
+  /// Shapes that are being installed: a slot grows once at a time.
+  std::map<core::SlotIdentity, core::SlotShape> growing_;
   /// Slots whose tenancy is over but for requests under way, with the time of their retirement at the latest.
   std::map<core::SlotIdentity, std::uint64_t> retiring_;
   bool naming_closed_ = false;

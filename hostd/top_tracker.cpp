@@ -6,11 +6,23 @@
 namespace kvmscope::hostd {
 namespace {
 
-std::string direction_of(const VmReading::Row& row) {
+std::string label_of(const VmReading::Row& row, std::string_view key) {
   for (const bpf::SubLabel& label : row.kind->subs[row.sub].labels) {
-    if (label.key == "disk.io.direction") return std::string(label.value);
+    if (label.key == key) return std::string(label.value);
   }
   return {};
+}
+
+/// Whose row it is, of a disk or of a thread.
+template <typename Row>
+Row row_of(const tenancy::Epoch& epoch, double seconds) {
+  Row row;
+  row.vm = epoch.facts ? epoch.facts->name : epoch.comm;
+  row.uuid = epoch.facts ? epoch.facts->uuid.value : std::string();
+  row.tenant = epoch.tenant.value;
+  if (epoch.facts && epoch.facts->nova) row.tenant_name = epoch.facts->nova->project_name;
+  row.interval_s = seconds;
+  return row;
 }
 
 core::HistogramValue difference(const core::HistogramValue& now, const core::HistogramValue& before) {
@@ -27,7 +39,8 @@ core::HistogramValue difference(const core::HistogramValue& now, const core::His
 std::map<TopTracker::Key, TopTracker::Totals> TopTracker::totals_of(std::span<const VmReading::Row> rows) {
   std::map<Key, Totals> all;
   for (const VmReading::Row& row : rows) {
-    Totals& totals = all[{row.device->name, direction_of(row)}];
+    if (row.kind->dev_space != bpf::DevSpace::disk) continue;
+    Totals& totals = all[{row.device->name, label_of(row, "disk.io.direction")}];
     const std::string_view name = row.kind->count->name;
     if (name == "kvmscope.vm.disk.storage.operations") totals.io += row.counter;
     if (name == "kvmscope.vm.disk.storage.errors") totals.errors += row.counter.count;
@@ -38,20 +51,34 @@ std::map<TopTracker::Key, TopTracker::Totals> TopTracker::totals_of(std::span<co
   return all;
 }
 
+std::map<std::string, TopTracker::CpuTotals> TopTracker::cpus_of(std::span<const VmReading::Row> rows) {
+  std::map<std::string, CpuTotals> all;
+  for (const VmReading::Row& row : rows) {
+    std::string thread = "vcpu " + row.device->name;
+    if (row.kind->dev_space == bpf::DevSpace::vm) thread = label_of(row, "cpu.thread");
+    if (row.kind->dev_space == bpf::DevSpace::disk || thread.empty()) continue;
+    const std::string_view count = row.kind->count != nullptr ? row.kind->count->name : "";
+    const std::string_view sum = row.kind->sum != nullptr ? row.kind->sum->name : "";
+    if (count == "kvmscope.vm.cpu.time") all[thread].run_ns += row.counter.count;
+    if (count == "kvmscope.vm.cpu.steal.time") all[thread].steal_ns += row.counter.count;
+    if (sum == "kvmscope.vm.cpu.steal.time") all[thread].steal_ns += row.counter.sum;
+    if (sum == "kvmscope.vm.cpu.throttled.time") all[thread].throttled_ns += row.counter.sum;
+    if (row.histogram != nullptr && count == "kvmscope.vm.cpu.delay.duration")
+      all[thread].delay += *row.histogram;
+  }
+  return all;
+}
+
 void TopTracker::observe(const tenancy::Epoch& epoch, std::span<const VmReading::Row> rows,
                          std::uint64_t monotonic_ns) {
-  Reading now{.monotonic_ns = monotonic_ns, .totals = totals_of(rows)};
+  Reading now{.monotonic_ns = monotonic_ns, .totals = totals_of(rows), .cpus = cpus_of(rows)};
   const auto before = before_.find(epoch.serial);
   if (before != before_.end() && before->second.monotonic_ns < monotonic_ns) {
     const double seconds = static_cast<double>(monotonic_ns - before->second.monotonic_ns) / 1e9;
     for (const auto& [key, totals] : now.totals) {
       const Totals last = before->second.totals.contains(key) ? before->second.totals.at(key) : Totals{};
       const core::HistogramValue duration = difference(totals.duration, last.duration);
-      TopRow& row = next_.rows.emplace_back();
-      row.vm = epoch.facts ? epoch.facts->name : epoch.comm;
-      row.uuid = epoch.facts ? epoch.facts->uuid.value : std::string();
-      row.tenant = epoch.tenant.value;
-      if (epoch.facts && epoch.facts->nova) row.tenant_name = epoch.facts->nova->project_name;
+      TopRow& row = next_.rows.emplace_back(row_of<TopRow>(epoch, seconds));
       row.disk = key.first;
       row.direction = key.second;
       row.operations_per_s = static_cast<double>(totals.io.count - last.io.count) / seconds;
@@ -61,7 +88,16 @@ void TopTracker::observe(const tenancy::Epoch& epoch, std::span<const VmReading:
       row.p99_ns = percentile_ns(duration, 0.99);
       row.queue_p99_ns = percentile_ns(difference(totals.queue, last.queue), 0.99);
       row.errors = totals.errors - last.errors;
-      row.interval_s = seconds;
+    }
+    for (const auto& [thread, totals] : now.cpus) {
+      const auto old = before->second.cpus.find(thread);
+      const CpuTotals last = old != before->second.cpus.end() ? old->second : CpuTotals{};
+      CpuRow& row = next_.cpus.emplace_back(row_of<CpuRow>(epoch, seconds));
+      row.thread = thread;
+      row.cpu = static_cast<double>(totals.run_ns - last.run_ns) / 1e9 / seconds;
+      row.steal = static_cast<double>(totals.steal_ns - last.steal_ns) / 1e9 / seconds;
+      row.throttled = static_cast<double>(totals.throttled_ns - last.throttled_ns) / 1e9 / seconds;
+      row.delay_p99_ns = percentile_ns(difference(totals.delay, last.delay), 0.99);
     }
   }
   before_[epoch.serial] = std::move(now);

@@ -21,7 +21,7 @@ namespace kvmscope::hostd {
 class TopTracker {
  public:
   /// A new interval's readings follow; end() makes them what view() returns.
-  void begin(std::uint64_t unix_ns) { next_ = {.time_unix_ns = unix_ns, .rows = {}}; }
+  void begin(std::uint64_t unix_ns) { next_ = {.time_unix_ns = unix_ns, .rows = {}, .cpus = {}}; }
   void observe(const tenancy::Epoch& epoch, std::span<const VmReading::Row> rows, std::uint64_t monotonic_ns);
   void end() { view_ = std::move(next_); }
   /// The epoch is over.
@@ -38,12 +38,21 @@ class TopTracker {
     core::HistogramValue queue;
   };
   using Key = std::pair<std::string, std::string>;  ///< disk, direction
+  /// One vCPU or class of threads of a VM at one reading.
+  struct CpuTotals {
+    std::uint64_t run_ns = 0;
+    std::uint64_t steal_ns = 0;
+    std::uint64_t throttled_ns = 0;
+    core::HistogramValue delay;
+  };
   struct Reading {
     std::uint64_t monotonic_ns = 0;
     std::map<Key, Totals> totals;
+    std::map<std::string, CpuTotals> cpus;  ///< by thread
   };
 
   static std::map<Key, Totals> totals_of(std::span<const VmReading::Row> rows);
+  static std::map<std::string, CpuTotals> cpus_of(std::span<const VmReading::Row> rows);
 
   std::unordered_map<std::uint64_t, Reading> before_;  ///< by the epoch's serial
   TopView view_;

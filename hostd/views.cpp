@@ -83,9 +83,24 @@ void visit_row(V& row, Visitor&& field) {
 }
 
 template <typename V, typename Visitor>
+void visit_cpu(V& row, Visitor&& field) {
+  field("vm", row.vm);
+  field("uuid", row.uuid);
+  field("tenant", row.tenant);
+  field("tenant_name", row.tenant_name);
+  field("thread", row.thread);
+  field("cpu", row.cpu);
+  field("steal", row.steal);
+  field("throttled", row.throttled);
+  field("delay_p99_ns", row.delay_p99_ns);
+  field("interval_s", row.interval_s);
+}
+
+template <typename V, typename Visitor>
 void visit_top(V& top, Visitor&& field) {
   field("time_unix_ns", top.time_unix_ns);
   field("rows", top.rows);
+  field("cpus", top.cpus);
 }
 
 template <typename V, typename Visitor>
@@ -103,6 +118,7 @@ void visit(V& view, Visitor&& field) {
   if constexpr (std::is_same_v<Plain, VmView>) visit_vm(view, field);
   if constexpr (std::is_same_v<Plain, TenantView>) visit_tenant(view, field);
   if constexpr (std::is_same_v<Plain, TopRow>) visit_row(view, field);
+  if constexpr (std::is_same_v<Plain, CpuRow>) visit_cpu(view, field);
   if constexpr (std::is_same_v<Plain, TopView>) visit_top(view, field);
   if constexpr (std::is_same_v<Plain, CheckLine>) visit_check(view, field);
 }

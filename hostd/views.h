@@ -87,10 +87,26 @@ struct TopRow {
   bool operator==(const TopRow&) const = default;
 };
 
-/// One reading of all disks.
+/// One vCPU, or one class of a VM's other threads, in the last interval.
+struct CpuRow {
+  std::string vm;
+  std::string uuid;
+  std::string tenant;
+  std::string tenant_name;
+  std::string thread;  ///< "vcpu 0", iothread, vhost, emulator, other
+  double cpu = 0;      ///< CPUs: 1 is all of one
+  double steal = 0;
+  double throttled = 0;
+  std::optional<std::uint64_t> delay_p99_ns;  ///< vCPUs: wait before each time on a CPU
+  double interval_s = 0;
+  bool operator==(const CpuRow&) const = default;
+};
+
+/// One reading of all disks and threads.
 struct TopView {
   std::uint64_t time_unix_ns = 0;  ///< 0: there was no reading yet
   std::vector<TopRow> rows;
+  std::vector<CpuRow> cpus;
   bool operator==(const TopView&) const = default;
 };
 

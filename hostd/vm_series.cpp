@@ -3,13 +3,16 @@
 
 #include <algorithm>
 
+#include "bpf/abi.h"
+
 namespace kvmscope::hostd {
 namespace {
 
 DeviceLabel& label_named(std::vector<DeviceLabel>& labels, const std::string& name) {
   const auto found = std::ranges::find(labels, name, &DeviceLabel::name);
   if (found != labels.end()) return *found;
-  return labels.emplace_back(DeviceLabel{.name = name, .devs = {}, .is_disk = false});
+  return labels.emplace_back(
+      DeviceLabel{.space = bpf::DevSpace::disk, .name = name, .devs = {}, .of_domain = false});
 }
 
 constexpr const char* kUnresolved = "unresolved";
@@ -31,16 +34,25 @@ std::string name_of(const core::VmFacts& facts, bpf::DiskKey key) {
   return {};
 }
 
-std::uint16_t rows_of(const bpf::SlotMaps& maps, const bpf::Kind& kind) {
-  switch (kind.dev_space) {
-    case bpf::DevSpace::disk:
-      return maps.shape().disks;
-  }
-  return 0;
+/// Each once, in the catalogue's order: some are of several kinds.
+const std::vector<const core::Instrument*>& instruments() {
+  static const std::vector<const core::Instrument*> all = [] {
+    std::vector<const core::Instrument*> found;
+    for (const bpf::Kind& kind : bpf::catalogue()) {
+      for (const core::Instrument* instrument : {kind.count, kind.sum}) {
+        if (instrument != nullptr && std::ranges::find(found, instrument) == found.end()) {
+          found.push_back(instrument);
+        }
+      }
+    }
+    return found;
+  }();
+  return all;
 }
 
 /// The row of a device in this incarnation, or none: the last row is everybody's beyond it.
-std::optional<std::uint16_t> row_of(std::uint16_t dev, std::uint16_t rows) {
+std::optional<std::uint16_t> row_of(bpf::DevSpace space, std::uint16_t dev, std::uint16_t rows) {
+  if (space == bpf::DevSpace::vm) return dev;
   if (dev == kOtherDevice) return static_cast<std::uint16_t>(rows - 1);
   if (dev + 1 < rows) return dev;
   return std::nullopt;
@@ -60,13 +72,13 @@ std::vector<bpf::DiskKey> keys_of(const core::Disk& disk) {
   return keys;
 }
 
-std::vector<DeviceLabel> label_devices(const core::VmFacts* facts, std::span<const bpf::NumberedDisk> devices,
-                                       bool last_chance, DeviceNames& names) {
+std::vector<DeviceLabel> label_disks(const core::VmFacts* facts, std::span<const bpf::NumberedDisk> devices,
+                                     bool last_chance, DeviceNames& names) {
   std::vector<DeviceLabel> labels;
   const bool stacked = std::ranges::any_of(devices, &bpf::NumberedDisk::stacked);
   if (facts != nullptr) {
     for (const core::Disk& disk : facts->disks) {
-      if (disk.backing != core::DiskBacking::invisible) label_named(labels, disk.target).is_disk = true;
+      if (disk.backing != core::DiskBacking::invisible) label_named(labels, disk.target).of_domain = true;
     }
   }
   for (std::size_t dev = 0; dev < devices.size(); ++dev) {
@@ -85,18 +97,79 @@ std::vector<DeviceLabel> label_devices(const core::VmFacts* facts, std::span<con
     if (name.empty()) continue;
     DeviceLabel& label = label_named(labels, name);
     label.devs.push_back(static_cast<std::uint16_t>(dev));
-    if (name != kUnresolved) label.is_disk = true;
+    if (name != kUnresolved) label.of_domain = true;
   }
   label_named(labels, "other").devs.push_back(kOtherDevice);
   return labels;
 }
 
+std::vector<DeviceLabel> label_vcpus(const core::VmFacts* facts, std::uint16_t rows) {
+  std::vector<DeviceLabel> labels;
+  const std::uint32_t known =
+      facts != nullptr ? std::max(facts->vcpus, facts->max_vcpus) : rows - std::min<std::uint16_t>(rows, 1);
+  for (std::uint32_t vcpu = 0; vcpu < known; ++vcpu) {
+    labels.push_back({.space = bpf::DevSpace::vcpu,
+                      .name = std::to_string(vcpu),
+                      .devs = {static_cast<std::uint16_t>(vcpu)},
+                      .of_domain = facts != nullptr && vcpu < facts->vcpus});
+  }
+  labels.push_back(
+      {.space = bpf::DevSpace::vcpu, .name = "other", .devs = {kOtherDevice}, .of_domain = false});
+  return labels;
+}
+
+DeviceLabel vm_label() {
+  return {.space = bpf::DevSpace::vm, .name = {}, .devs = {0}, .of_domain = true};
+}
+
+std::uint64_t throttled_ns(const virt::CpuThrottle& now, const std::optional<virt::CpuThrottle>& before,
+                           std::size_t vcpu, std::uint64_t waited_ns, std::uint64_t all_waited_ns) {
+  const auto since = [](std::uint64_t value, std::uint64_t start) { return value - std::min(value, start); };
+  const auto own = [vcpu](const virt::CpuThrottle& throttle) {
+    return vcpu < throttle.vcpu_ns.size() ? throttle.vcpu_ns[vcpu] : 0;
+  };
+  const std::uint64_t own_ns = since(own(now), before ? own(*before) : 0);
+  const std::uint64_t vm_ns = since(now.vm_ns, before ? before->vm_ns : 0);
+  if (all_waited_ns == 0) return own_ns;
+  const double share = static_cast<double>(waited_ns) / static_cast<double>(all_waited_ns);
+  return own_ns + static_cast<std::uint64_t>(static_cast<double>(vm_ns) * share);
+}
+
+core::CounterValue steal_of(std::uint64_t waited_ns, std::uint64_t throttled_ns,
+                            const core::CounterValue& shown) {
+  const std::uint64_t throttled = std::max(shown.sum, throttled_ns);
+  return {.count = std::max(shown.count, waited_ns - std::min(waited_ns, throttled)), .sum = throttled};
+}
+
+void add_steal(const bpf::SlotMaps& maps, const virt::CpuThrottle& throttle,
+               const std::optional<virt::CpuThrottle>& before, tenancy::EpochTotals& totals) {
+  const std::uint16_t rows = bpf::rows_of(maps.shape(), bpf::DevSpace::vcpu);
+  const auto dev_of = [rows](std::uint16_t row) { return row + 1 == rows ? kOtherDevice : row; };
+  const auto vcpu_waited_ns = [&](std::uint16_t row) {
+    return totals.total({KV_VCPU_TIME, dev_of(row), 0}, maps.counter({KV_VCPU_TIME, row, 0})).sum;
+  };
+  std::uint64_t all_ns = 0;
+  for (std::uint16_t row = 0; row < rows; ++row) all_ns += vcpu_waited_ns(row);
+  for (std::uint16_t sub = 0; sub < KV_THREADS; ++sub) {
+    const core::SeriesId id{KV_THREAD_TIME, 0, sub};
+    all_ns += totals.total(id, maps.counter(id)).sum;
+  }
+  for (std::uint16_t row = 0; row < rows; ++row) {
+    const std::uint64_t waited_ns = vcpu_waited_ns(row);
+    if (waited_ns == 0) continue;
+    const core::SeriesId id{KV_VCPU_STEAL, dev_of(row), 0};
+    totals.set(id, steal_of(waited_ns, throttled_ns(throttle, before, row, waited_ns, all_ns),
+                            totals.total(id, {})));
+  }
+}
+
 void fold_incarnation(const bpf::SlotMaps& maps, tenancy::EpochTotals& totals) {
   core::HistogramValue histogram;
   for (const bpf::Kind& kind : bpf::catalogue()) {
-    const std::uint16_t rows = rows_of(maps, kind);
+    const std::uint16_t rows = bpf::rows_of(maps.shape(), kind.dev_space);
     for (std::uint16_t row = 0; row < rows; ++row) {
-      const std::uint16_t dev = row + 1 == rows ? kOtherDevice : row;
+      const bool other = row + 1 == rows && kind.dev_space != bpf::DevSpace::vm;
+      const std::uint16_t dev = other ? kOtherDevice : row;
       for (std::uint16_t sub = 0; sub < kind.subs.size(); ++sub) {
         const core::SeriesId in_map{kind.id, row, sub};
         const core::SeriesId in_ledger{kind.id, dev, sub};
@@ -122,17 +195,21 @@ core::HistogramValue* VmReading::next_histogram() {
 void VmReading::read(const bpf::SlotMaps* maps, const tenancy::EpochTotals& totals,
                      std::span<const DeviceLabel> devices) {
   rows_.clear();
+  first_of_kind_.clear();
   used_histograms_ = 0;
   core::HistogramValue live;
   for (const bpf::Kind& kind : bpf::catalogue()) {
-    const std::uint16_t rows = maps != nullptr ? rows_of(*maps, kind) : std::uint16_t{0};
+    const std::uint16_t rows =
+        maps != nullptr ? bpf::rows_of(maps->shape(), kind.dev_space) : std::uint16_t{0};
+    first_of_kind_.push_back(rows_.size());
     for (const DeviceLabel& device : devices) {
+      if (device.space != kind.dev_space) continue;
       for (std::uint16_t sub = 0; sub < kind.subs.size(); ++sub) {
         Row row{.kind = &kind, .sub = sub, .device = &device, .counter = {}, .histogram = nullptr};
         core::HistogramValue* histogram = nullptr;
         for (const std::uint16_t dev : device.devs) {
           const core::SeriesId in_ledger{kind.id, dev, sub};
-          const std::optional<std::uint16_t> at = rows > 0 ? row_of(dev, rows) : std::nullopt;
+          const std::optional<std::uint16_t> at = rows > 0 ? row_of(kind.dev_space, dev, rows) : std::nullopt;
           if (!kind.histogram) {
             const core::CounterValue now = at ? maps->counter({kind.id, *at, sub}) : core::CounterValue{};
             row.counter += totals.total(in_ledger, now);
@@ -146,7 +223,7 @@ void VmReading::read(const bpf::SlotMaps* maps, const tenancy::EpochTotals& tota
           totals.add_closed(in_ledger, live);
           *histogram += live;
         }
-        const bool always = kind.subs[sub].always && device.is_disk;
+        const bool always = kind.subs[sub].always && device.of_domain;
         if (kind.histogram) {
           if (histogram == nullptr && always) histogram = next_histogram();
           row.histogram = histogram;
@@ -157,6 +234,7 @@ void VmReading::read(const bpf::SlotMaps* maps, const tenancy::EpochTotals& tota
       }
     }
   }
+  first_of_kind_.push_back(rows_.size());
 }
 
 void VmReading::append(const core::Instrument* instrument, const Row& row, bool sum, bool ended,
@@ -168,28 +246,31 @@ void VmReading::append(const core::Instrument* instrument, const Row& row, bool 
   point.time_unix_ns = time_unix_ns;
   point.no_recorded_value = ended;
   point.labels.reserve(3);
-  point.labels.push_back({"disk.device", row.device->name});
+  if (row.kind->dev_space == bpf::DevSpace::disk) point.labels.push_back({"disk.device", row.device->name});
+  if (row.kind->dev_space == bpf::DevSpace::vcpu) point.labels.push_back({"vcpu", row.device->name});
   for (const bpf::SubLabel& label : row.kind->subs[row.sub].labels)
     point.labels.push_back({label.key, label.value});
   if (row.histogram != nullptr) {
     point.value = row.histogram;
+    return;
+  }
+  const std::uint64_t value = sum ? row.counter.sum : row.counter.count;
+  if (instrument->unit == "s") {
+    point.value = static_cast<double>(value) / 1e9;
   } else {
-    point.value = static_cast<std::int64_t>(sum ? row.counter.sum : row.counter.count);
+    point.value = static_cast<std::int64_t>(value);
   }
 }
 
 void VmReading::walk(bool ended, std::uint64_t start_unix_ns, std::uint64_t time_unix_ns,
                      std::vector<core::Point>& out) const {
-  for (auto first = rows_.begin(); first != rows_.end();) {
-    const bpf::Kind* kind = first->kind;
-    const auto last = std::find_if(first, rows_.end(), [kind](const Row& row) { return row.kind != kind; });
-    for (const core::Instrument* instrument : {kind->count, kind->sum}) {
-      if (instrument == nullptr) continue;
-      for (auto row = first; row != last; ++row) {
-        append(instrument, *row, instrument == kind->sum, ended, start_unix_ns, time_unix_ns, out);
+  for (const core::Instrument* instrument : instruments()) {
+    for (const bpf::Kind& kind : bpf::catalogue()) {
+      if (kind.count != instrument && kind.sum != instrument) continue;
+      for (std::size_t row = first_of_kind_[kind.id]; row < first_of_kind_[kind.id + 1U]; ++row) {
+        append(instrument, rows_[row], instrument == kind.sum, ended, start_unix_ns, time_unix_ns, out);
       }
     }
-    first = last;
   }
 }
 

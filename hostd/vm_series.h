@@ -14,6 +14,7 @@
 #include "hostd/core/metric.h"
 #include "hostd/core/vm.h"
 #include "tenancy/ledger.h"
+#include "virt/cpu_stat.h"
 
 namespace kvmscope::hostd {
 
@@ -29,11 +30,12 @@ std::vector<bpf::DiskKey> keys_of(const core::Disk& disk);
 /// no more: what it counted must stay in the series where it was reported.
 using DeviceNames = std::map<bpf::DiskKey, std::string>;
 
-/// A label (vda, unresolved, other) and the slot's device numbers that it covers.
+/// A label (disk vda, unresolved, other; vCPU 0) and the slot's device numbers that it covers.
 struct DeviceLabel {
+  bpf::DevSpace space = bpf::DevSpace::disk;
   std::string name;
   std::vector<std::uint16_t> devs;
-  bool is_disk = false;  ///< named by the domain: its `always` series exist from the start
+  bool of_domain = false;  ///< named by the domain: its `always` series exist from the start
 };
 
 /// Which of a slot's numbered devices are what. Without facts (the VM was never named) all of them are
@@ -41,8 +43,29 @@ struct DeviceLabel {
 /// a stacked one, say) get no label: what they counted is counted at the disk itself, or is no disk's. A file
 /// under direct I/O is some disk's: the domain may name it yet, and at its `last_chance` (the slot is
 /// drained, the daemon stops) it is `unresolved`. Adds to `names` what the facts name for the first time.
-std::vector<DeviceLabel> label_devices(const core::VmFacts* facts, std::span<const bpf::NumberedDisk> devices,
-                                       bool last_chance, DeviceNames& names);
+std::vector<DeviceLabel> label_disks(const core::VmFacts* facts, std::span<const bpf::NumberedDisk> devices,
+                                     bool last_chance, DeviceNames& names);
+
+/// The vCPUs, named by their numbers: those plugged in exist from the start, the others once they have run.
+/// `rows`: of the slot's maps, for a VM without facts.
+std::vector<DeviceLabel> label_vcpus(const core::VmFacts* facts, std::uint16_t rows);
+
+/// What is split by no device at all.
+DeviceLabel vm_label();
+
+/// What quotas took from one vCPU since `before` (when its counting began): by its own quota, and its share
+/// of those on the whole VM, by how long each thread waited.
+std::uint64_t throttled_ns(const virt::CpuThrottle& now, const std::optional<virt::CpuThrottle>& before,
+                           std::size_t vcpu, std::uint64_t waited_ns, std::uint64_t all_waited_ns);
+
+/// Steal (count) and throttled time (sum) of a vCPU that waited so long for a CPU. The kernel adds to both at
+/// different moments: neither falls below what was `shown` before.
+core::CounterValue steal_of(std::uint64_t waited_ns, std::uint64_t throttled_ns,
+                            const core::CounterValue& shown);
+
+/// Every vCPU's steal into the totals.
+void add_steal(const bpf::SlotMaps& maps, const virt::CpuThrottle& throttle,
+               const std::optional<virt::CpuThrottle>& before, tenancy::EpochTotals& totals);
 
 /// Adds an ended incarnation's final values to its epoch's totals.
 void fold_incarnation(const bpf::SlotMaps& maps, tenancy::EpochTotals& totals);
@@ -80,6 +103,7 @@ class VmReading {
   core::HistogramValue* next_histogram();
 
   std::vector<Row> rows_;
+  std::vector<std::size_t> first_of_kind_;       ///< into rows_; one more than there are kinds
   std::deque<core::HistogramValue> histograms_;  // deque: rows point into it while it grows
   std::size_t used_histograms_ = 0;
 };

@@ -43,7 +43,8 @@ std::string_view backing_name(core::DiskBacking backing) {
 std::string dev_of(const core::Disk& disk, const EpochData* data) {
   if (data == nullptr) return {};
   for (const DeviceLabel& label : data->devices) {
-    if (label.name == disk.target && !label.devs.empty()) return std::to_string(label.devs.front());
+    if (label.space == bpf::DevSpace::disk && label.name == disk.target && !label.devs.empty())
+      return std::to_string(label.devs.front());
   }
   return {};
 }

@@ -17,6 +17,9 @@ class EpochTotals {
   void fold(core::SeriesId id, const core::CounterValue& final_value);
   void fold(core::SeriesId id, const core::HistogramValue& final_value);
 
+  /// For what the daemon itself reads as a running total and no map counts.
+  void set(core::SeriesId id, const core::CounterValue& total) { counters_[id] = total; }
+
   core::CounterValue total(core::SeriesId id, const core::CounterValue& live) const;
   /// Adds what is closed to `live`, in place; without any closed incarnation nothing is touched.
   void add_closed(core::SeriesId id, core::HistogramValue& live) const;

@@ -29,7 +29,7 @@ std::uint32_t spares_wanted(const RegistryConfig& config) {
 
 Actions Registry::start(const Now& /*now*/) {
   Actions out;
-  impl_->pool.refill(spares_wanted(impl_->config), impl_->config.spare_disks, out);
+  impl_->pool.refill(spares_wanted(impl_->config), impl_->config.spare_shape, out);
   return out;
 }
 
@@ -54,7 +54,7 @@ Actions Registry::on_claimed(core::ProcessKey process, core::SlotIdentity identi
                              const std::optional<ProcessHint>& hint, const Now& now) {
   Actions out;
   impl_->claimed(process, identity, comm, hint, now, out);
-  impl_->pool.refill(spares_wanted(impl_->config), impl_->config.spare_disks, out);
+  impl_->pool.refill(spares_wanted(impl_->config), impl_->config.spare_shape, out);
   return out;
 }
 
@@ -66,18 +66,18 @@ Actions Registry::on_claim_failed(core::ProcessKey process, const core::Error& e
 Actions Registry::on_rebound(core::ProcessKey process, core::SlotIdentity identity, const Now& now) {
   Actions out;
   impl_->rebound(process, identity, now, out);
-  impl_->pool.refill(spares_wanted(impl_->config), impl_->config.spare_disks, out);
+  impl_->pool.refill(spares_wanted(impl_->config), impl_->config.spare_shape, out);
   return out;
 }
 
 Actions Registry::on_grown(core::SlotIdentity identity, bool ok, const Now& now) {
   Actions out;
   const auto found = impl_->by_slot.find(identity);
-  if (found == impl_->by_slot.end() || found->second->grow_to == 0) return out;
+  if (found == impl_->by_slot.end() || !found->second->grow_to) return out;
   Record& record = *found->second;
-  const std::uint16_t rows = std::exchange(record.grow_to, std::uint16_t{0});
+  const core::SlotShape shape = *std::exchange(record.grow_to, std::nullopt);
   if (!ok) return out;  // asked for again at the next tick
-  record.rows = rows;
+  record.shape = shape;
   Process& process = impl_->process(record.epoch.process);
   if (process.record == &record) impl_->reconcile(process, now, out);
   return out;
@@ -86,7 +86,7 @@ Actions Registry::on_grown(core::SlotIdentity identity, bool ok, const Now& now)
 Actions Registry::on_retired(core::SlotIdentity identity, const Now& /*now*/) {
   Actions out;
   impl_->retired(identity);
-  impl_->pool.refill(spares_wanted(impl_->config), impl_->config.spare_disks, out);
+  impl_->pool.refill(spares_wanted(impl_->config), impl_->config.spare_shape, out);
   return out;
 }
 
@@ -124,7 +124,7 @@ Actions Registry::tick(const Now& now) {
   for (const auto& [serial, record] : impl_->records) indices.insert(record.epoch.tenant_index);
   impl_->tenants.keep_only(indices, out);
   impl_->forget_idle_processes(now);
-  impl_->pool.refill(spares_wanted(impl_->config), impl_->config.spare_disks, out);
+  impl_->pool.refill(spares_wanted(impl_->config), impl_->config.spare_shape, out);
   return out;
 }
 
@@ -140,7 +140,7 @@ Actions Registry::reconfigure(RegistryConfig config, const Now& now) {
     impl_->reconcile(process, now, out);
   }
   impl_->evict_beyond_quotas(now, out);
-  impl_->pool.refill(spares_wanted(impl_->config), impl_->config.spare_disks, out);
+  impl_->pool.refill(spares_wanted(impl_->config), impl_->config.spare_shape, out);
   return out;
 }
 

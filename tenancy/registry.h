@@ -12,6 +12,7 @@
 
 #include "hostd/core/ids.h"
 #include "hostd/core/result.h"
+#include "hostd/core/series.h"
 #include "hostd/core/vm.h"
 
 namespace kvmscope::tenancy {
@@ -29,6 +30,7 @@ enum class TenancySource { nova, own_metadata, rules };
 struct Quota {
   std::uint32_t slots = 512;            ///< VMs of one tenant that are traced at a time
   std::uint16_t disks_per_vm = 16;      ///< rows; disks beyond share the last one, "other"
+  std::uint16_t vcpus_per_vm = 64;      ///< rows, as of disks
   std::uint32_t ring_bytes = 1U << 16;  ///< power of two, at least a page
   bool operator==(const Quota&) const = default;
 };
@@ -39,7 +41,7 @@ struct RegistryConfig {
   std::uint32_t max_slots = 4096;
   std::uint32_t max_tenants = 1024;
   std::uint32_t spare_slots = 16;
-  std::uint16_t spare_disks = 4;  ///< rows of a spare slot's maps
+  core::SlotShape spare_shape;  ///< of a spare slot's maps
   /// A claimed process that libvirt has not named for so long is the operator's `unattributed`.
   std::chrono::nanoseconds unattributed_after{std::chrono::seconds(60)};
   /// How long a slot stays installed after its process ended or changed hands, for requests in flight.
@@ -97,7 +99,7 @@ struct ProcessHint {
 // was returned earlier.
 struct InstallSpare {
   core::SlotIdentity identity;
-  std::uint16_t disks;
+  core::SlotShape shape;
 };  ///< then on_installed() or on_install_failed()
 struct Claim {
   core::ProcessKey process;
@@ -117,7 +119,7 @@ struct NumberDisks {
 };
 struct Grow {
   core::SlotIdentity identity;
-  std::uint16_t disks;
+  core::SlotShape shape;
 };  ///< then on_grown()
 struct AddTenant {
   std::uint32_t index;

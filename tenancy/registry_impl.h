@@ -20,9 +20,9 @@ struct Record {
   Epoch epoch;
   std::optional<Owner> owner;    ///< the first that was named while it counted; its tenant once he has a ring
   std::uint64_t name_by_ns = 0;  ///< monotonic: unattributed from then on, unless somebody owns it
-  std::uint64_t retire_at_ns = 0;  ///< monotonic, while draining
-  std::uint16_t rows = 0;          ///< disk rows of its maps
-  std::uint16_t grow_to = 0;       ///< asked for; 0: nothing
+  std::uint64_t retire_at_ns = 0;          ///< monotonic, while draining
+  core::SlotShape shape;                   ///< of its maps
+  std::optional<core::SlotShape> grow_to;  ///< asked for
   bool unattributed = false;
   bool retire_asked = false;
   bool retired = false;

@@ -124,19 +124,24 @@ void Registry::Impl::furnish(Process& process, Actions& out) {
     process.bind_due = false;
   }
   const std::vector<core::Disk>& disks = process.facts->disks;
-  const std::uint16_t limit = quota(record.epoch.tenant).disks_per_vm;
+  const Quota& limits = quota(record.epoch.tenant);
   std::size_t visible = 0;
   for (const core::Disk& disk : disks) visible += images(disk);
   if (process.number_due) {
-    NumberDisks number{record.epoch.slot, {}, limit};
+    NumberDisks number{record.epoch.slot, {}, limits.disks_per_vm};
     std::copy_if(disks.begin(), disks.end(), std::back_inserter(number.disks), images);
     if (visible != 0) out.emplace_back(std::move(number));
     process.number_due = false;
   }
-  const auto rows = static_cast<std::uint16_t>(std::min<std::size_t>(visible + 1, limit));  // one is "other"
-  if (rows > record.rows && record.grow_to == 0) {
-    out.emplace_back(Grow{record.epoch.slot, rows});
-    record.grow_to = rows;
+  const auto rows = [](std::size_t devices, std::uint16_t limit) {  // one is "other"
+    return static_cast<std::uint16_t>(std::min<std::size_t>(devices + 1, limit));
+  };
+  const core::SlotShape wanted = {
+      .disks = rows(visible, limits.disks_per_vm),
+      .vcpus = rows(std::max(process.facts->max_vcpus, process.facts->vcpus), limits.vcpus_per_vm)};
+  if (!record.shape.covers(wanted) && !record.grow_to) {
+    record.grow_to = record.shape.with(wanted);
+    out.emplace_back(Grow{record.epoch.slot, *record.grow_to});
   }
 }
 

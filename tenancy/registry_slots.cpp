@@ -43,7 +43,7 @@ void Registry::Impl::enter(Process& process, core::SlotIdentity identity, std::u
   Record& record = add_record(process, now);
   record.epoch.slot = identity;
   record.epoch.start_unix_ns = start_unix_ns;
-  record.rows = pool.rows(identity);
+  record.shape = pool.shape(identity);
   record.owner = std::exchange(process.claimed_for, std::nullopt);
   process.slot_known = true;
   record.name_by_ns = deadline(now, config.unattributed_after);
@@ -83,7 +83,7 @@ void Registry::Impl::drain(Record& record, const Now& now) {
 }
 
 void Registry::Impl::retire(Process& process, Record& record, Actions& out) {
-  if (record.retire_asked || record.grow_to != 0) return;
+  if (record.retire_asked || record.grow_to) return;
   const bool last_of_process = process.record == &record;
   if (last_of_process && process.asked != Process::Asked::nothing) return;  // the answer may be another slot
   if (last_of_process) out.emplace_back(Unbind{process.key});

@@ -11,16 +11,16 @@ SlotPool::SlotPool(std::uint32_t max_slots) : slots_(std::max(max_slots, 1U)) {
   counts_[static_cast<std::size_t>(State::free)] = total();
 }
 
-void SlotPool::refill(std::uint32_t target, std::uint16_t rows, Actions& out) {
+void SlotPool::refill(std::uint32_t target, const core::SlotShape& shape, Actions& out) {
   while (count(State::spare) + count(State::installing) < target && !free_.empty() &&
          next_generation_ != std::numeric_limits<std::uint32_t>::max()) {
     const core::SlotIdentity identity{{free_.front()}, {next_generation_++}};
     free_.pop_front();
     Slot& slot = slots_[identity.slot.value];
     slot.generation = identity.generation;
-    slot.rows = rows;
+    slot.shape = shape;
     move(slot, State::installing);
-    out.emplace_back(InstallSpare{identity, rows});
+    out.emplace_back(InstallSpare{identity, shape});
   }
 }
 

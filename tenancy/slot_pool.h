@@ -16,7 +16,7 @@ class SlotPool {
   explicit SlotPool(std::uint32_t max_slots);
 
   /// Asks for as many installations as are missing to `target` spares, while free slots remain.
-  void refill(std::uint32_t target, std::uint16_t rows, Actions& out);
+  void refill(std::uint32_t target, const core::SlotShape& shape, Actions& out);
 
   bool installed(core::SlotIdentity identity, std::uint64_t unix_ns);
   bool install_failed(core::SlotIdentity identity);
@@ -25,8 +25,8 @@ class SlotPool {
   bool retire(core::SlotIdentity identity);
   bool retired(core::SlotIdentity identity);
 
-  /// Rows of its maps when it was installed.
-  std::uint16_t rows(core::SlotIdentity identity) const { return slots_[identity.slot.value].rows; }
+  /// Of its maps when it was installed.
+  core::SlotShape shape(core::SlotIdentity identity) const { return slots_[identity.slot.value].shape; }
   std::uint64_t installed_unix_ns(core::SlotIdentity identity) const {
     return slots_[identity.slot.value].installed_unix_ns;
   }
@@ -40,7 +40,7 @@ class SlotPool {
   enum class State : std::uint8_t { free, installing, spare, used, retiring };
   struct Slot {
     State state = State::free;
-    std::uint16_t rows = 0;
+    core::SlotShape shape;
     core::Generation generation;
     std::uint64_t installed_unix_ns = 0;
   };

@@ -233,6 +233,7 @@ core::Result<DomainXml> parse_domain_xml(std::string_view xml) {
   if (facts.name.empty()) return broken("<name> is missing or empty");
   facts.domain_id = number_or<std::int32_t>(attribute(domain, "id"), -1);
   facts.vcpus = read_vcpus(domain.child("vcpu"));
+  facts.max_vcpus = number_or<std::uint32_t>(text_of(domain.child("vcpu")), 0);
   const pugi::xml_node devices = domain.child("devices");
   for (const pugi::xml_node& disk : devices.children("disk")) {
     facts.disks.push_back(read_disk(disk));

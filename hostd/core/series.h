@@ -18,6 +18,20 @@ struct SeriesId {
   auto operator<=>(const SeriesId&) const = default;
 };
 
+/// How many rows of each device space a slot's inner maps have. The last row collects all devices beyond
+/// ("other").
+struct SlotShape {
+  std::uint16_t disks = 4;
+  std::uint16_t vcpus = 5;
+  bool operator==(const SlotShape&) const = default;
+  bool covers(const SlotShape& other) const { return disks >= other.disks && vcpus >= other.vcpus; }
+  /// The smallest that covers both.
+  SlotShape with(const SlotShape& other) const {
+    return {.disks = disks > other.disks ? disks : other.disks,
+            .vcpus = vcpus > other.vcpus ? vcpus : other.vcpus};
+  }
+};
+
 /// A counter's cell: how often, and how much (bytes, ns; the catalogue says).
 struct CounterValue {
   std::uint64_t count = 0;

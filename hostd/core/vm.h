@@ -85,7 +85,8 @@ struct VmFacts {
   std::vector<ProcessKey> helpers;
   std::vector<Disk> disks;
   std::vector<Nic> nics;
-  std::uint32_t vcpus = 0;
+  std::uint32_t vcpus = 0;      ///< plugged in just now
+  std::uint32_t max_vcpus = 0;  ///< with those that may be plugged in later
   std::optional<NovaMetadata> nova;
   std::optional<OwnMetadata> own;
   bool operator==(const VmFacts&) const = default;

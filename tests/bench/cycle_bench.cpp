@@ -146,16 +146,17 @@ int run() {
   std::vector<Vm> vms;
   const auto grow_to = [&](std::uint32_t count) {
     for (auto slot = static_cast<std::uint32_t>(vms.size() + 1); slot <= count; ++slot) {
-      (*tracer)->install(
-          {{slot}, {slot + 1}}, {slot + 1}, {.disks = kDisks + 1}, [&vms](core::Result<bpf::SlotMaps> maps) {
-            if (!maps) return;
-            std::vector<hostd::DeviceLabel> devices;
-            for (std::uint16_t dev = 0; dev < kDisks; ++dev) {
-              devices.push_back(
-                  {.name = std::string("vd") + static_cast<char>('a' + dev), .devs = {dev}, .is_disk = true});
-            }
-            vms.push_back({std::move(*maps), {}, std::move(devices)});
-          });
+      (*tracer)->install({{slot}, {slot + 1}}, {slot + 1}, {.disks = kDisks + 1, .vcpus = 5},
+                         [&vms](core::Result<bpf::SlotMaps> maps) {
+                           if (!maps) return;
+                           std::vector<hostd::DeviceLabel> devices;
+                           for (std::uint16_t dev = 0; dev < kDisks; ++dev) {
+                             devices.push_back({.name = std::string("vd") + static_cast<char>('a' + dev),
+                                                .devs = {dev},
+                                                .of_domain = true});
+                           }
+                           vms.push_back({std::move(*maps), {}, std::move(devices)});
+                         });
     }
     while (vms.size() < count) {
       io.restart();

@@ -1,7 +1,7 @@
 // SPDX-License-Identifier: Apache-2.0
-// What tracing costs a block request: nanoseconds of each program by the kernel's own run counts, beside an
-// empty program on the same hook and beside biolatency (libbpf-tools), on the same load: fio on a loop device
-// over tmpfs.
+// What tracing costs a block request and a switch of tasks: nanoseconds of each program by the kernel's own
+// run counts, beside an empty program on the same hook; for a request also beside biolatency (libbpf-tools),
+// on the same load: fio on a loop device over tmpfs.
 #include <bpf/bpf.h>
 #include <bpf/libbpf.h>
 #include <kernel_empty.skel.h>
@@ -113,15 +113,48 @@ Arguments load(const std::string& fio, const std::string& disk) {
           "--runtime=5", "--thread"};
 }
 
+struct DestroyEmpty {
+  void operator()(kernel_empty* skeleton) const { kernel_empty__destroy(skeleton); }
+};
+
+TEST_CASE("cost of a switch") {
+  const core::UniqueFd stats(bpf_enable_stats(BPF_STATS_RUN_TIME));
+  REQUIRE(stats);
+  const std::unique_ptr<kernel_empty, DestroyEmpty> empty(kernel_empty__open_and_load());
+  REQUIRE(empty);
+  REQUIRE(kernel_empty__attach(empty.get()) == 0);
+  Rig rig;
+  const auto above = [&](const std::string& program, const char* prefix, const char* threads,
+                         const char* rounds) {
+    const Costs ours = costs("kv_switch");
+    const Costs none = costs("empty_switch");
+    run({program, prefix, threads, rounds});
+    const Cost own = since(costs("kv_switch"), ours).at("kv_switch");
+    const Cost nothing = since(costs("empty_switch"), none).at("empty_switch");
+    std::printf("%-12s %4s threads: %9lu switches, %6.1f ns, empty %5.1f ns\n", prefix, threads, own.runs,
+                own.each(), nothing.each());
+    return own.each() - nothing.each();
+  };
+  const double hot = above(KVMSCOPE_SWITCHES, "foreign ", "2", "500000");
+  const double cold = above(KVMSCOPE_SWITCHES, "foreign ", "500", "2000");
+  const SlotMaps maps = rig.spare(1, {.disks = 4, .vcpus = 600});
+  const double vcpu = above(rig.qemu(KVMSCOPE_SWITCHES), "CPU ", "2", "500000");
+  const SlotMaps more = rig.spare(2, {.disks = 4, .vcpus = 600});
+  const double many = above(rig.qemu(KVMSCOPE_SWITCHES), "CPU ", "500", "2000");
+  const SlotMaps others = rig.spare(3);
+  const double other = above(rig.qemu(KVMSCOPE_SWITCHES), "worker ", "2", "500000");
+  std::printf(
+      "above the empty program: foreign task %.0f ns hot, %.0f cold (target 30); vCPU %.0f hot, %.0f cold; "
+      "another thread of a VM %.0f\n",
+      hot, cold, vcpu, many, other);
+}
+
 TEST_CASE("cost of a block request's programs") {
   const MemoryDisk disk;
   const core::UniqueFd stats(bpf_enable_stats(BPF_STATS_RUN_TIME));
   REQUIRE(stats);
 
-  struct Destroy {
-    void operator()(kernel_empty* skeleton) const { kernel_empty__destroy(skeleton); }
-  };
-  const std::unique_ptr<kernel_empty, Destroy> empty(kernel_empty__open_and_load());
+  const std::unique_ptr<kernel_empty, DestroyEmpty> empty(kernel_empty__open_and_load());
   REQUIRE(empty);
   REQUIRE(kernel_empty__attach(empty.get()) == 0);
 
@@ -138,6 +171,7 @@ TEST_CASE("cost of a block request's programs") {
     run(load("fio", disk.path()));
     Costs foreign = since(costs("kv_"), ours);
     Costs foreign_empty = since(costs("empty_"), none);
+    foreign_empty.erase("empty_switch");
     print("foreign request, on a queue that a VM uses:", foreign);
     print("  empty programs:", foreign_empty);
     foreign_ns = sum({{"s", foreign["kv_io_start"]},
@@ -157,6 +191,7 @@ TEST_CASE("cost of a block request's programs") {
     run(load(fio, disk.path()));
     Costs own = since(costs("kv_"), ours);
     Costs own_empty = since(costs("empty_"), none);
+    own_empty.erase("empty_switch");
     print("VM request:", own);
     print("  empty programs:", own_empty);
     vm_ns = sum({{"s", own["kv_io_start"]}, {"i", own["kv_rq_issue"]}, {"c", own["kv_rq_complete"]}}) -

@@ -1,5 +1,5 @@
 // SPDX-License-Identifier: GPL-2.0-only OR Apache-2.0
-/* Programs that do nothing, on the hooks of a block request: what any program there costs. */
+/* Programs that do nothing, on the hooks of a block request and of a switch: what any program there costs. */
 #include <linux/bpf.h>
 /* after <linux/bpf.h> */
 #include <bpf/bpf_helpers.h>
@@ -16,6 +16,11 @@ int empty_issue(void* context) {
 
 SEC("tp_btf/block_rq_complete")
 int empty_complete(void* context) {
+  return 0;
+}
+
+SEC("tp_btf/sched_switch")
+int empty_switch(void* context) {
   return 0;
 }
 

@@ -1,8 +1,10 @@
 // SPDX-License-Identifier: Apache-2.0
 // Requests that are split, merged, or find no place: judged by the device's own statistics, with a stranger's
 // load on the same device.
+#include <algorithm>
 #include <fstream>
 #include <memory>
+#include <vector>
 
 #include "tests/bpf/rig.h"
 #include "tests/support/catch.h"
@@ -134,6 +136,38 @@ TEST_CASE("merged writes are counted as the device counts them; when the VM is g
   rig.tracer().settle();
   REQUIRE(counted(maps, KV_WRITE) == at_the_end);
   REQUIRE(counted(maps, KV_READ) == core::CounterValue{});
+}
+
+TEST_CASE("two VMs' writes in one request: each has its own bytes") {
+  const auto hook = GENERATE(IdentityHook::io_start, IdentityHook::getrq);
+  CAPTURE(static_cast<int>(hook));
+  Rig rig(hook);
+  const TempDir dir;
+  write_file(dir / "image", 64 * kMiB);
+  const LoopDevice disk(dir / "image");
+  use_deadline(disk);
+  const SlotMaps one = rig.spare(1);
+  const SlotMaps two = rig.spare(2);
+  // Every second block: nobody's own writes are neighbours.
+  const auto stride = [&](const char* offset, const char* size, const char* loops) {
+    return load(rig.qemu("fio"), disk,
+                {"--rw=write:4k", "--bs=4k", std::string("--offset=") + offset, std::string("--size=") + size,
+                 std::string("--loops=") + loops, "--iodepth=256", "--iodepth_batch_submit=32"});
+  };
+  const DeviceStat before = stat_of(disk.path());
+  Child first(stride("0", "32M", "12"));
+  Child second(stride("4k", "16M", "16"));
+  REQUIRE(first.wait() == 0);
+  REQUIRE(second.wait() == 0);
+  rig.tracer().settle();
+  const DeviceStat after = stat_of(disk.path());
+  CAPTURE(rig.stat("stale"), after.merges - before.merges);
+  REQUIRE(after.merges > before.merges);
+  std::vector<std::uint64_t> bytes{counted(one, KV_WRITE).sum, counted(two, KV_WRITE).sum};
+  std::ranges::sort(bytes);
+  REQUIRE(bytes == std::vector<std::uint64_t>{16 / 2 * 16 * kMiB, 32 / 2 * 12 * kMiB});
+  REQUIRE(grown(before.writes, after.writes).sum == bytes[0] + bytes[1]);
+  REQUIRE(rig.stat("foreign_merged") == 0);
 }
 
 TEST_CASE("requests beyond the tags that a queue had at first are counted, too") {

@@ -242,7 +242,7 @@ Rig::~Rig() = default;
 std::string Rig::qemu(const std::string& program) {
   std::string source = run({"sh", "-c", "command -v " + program});
   source.pop_back();
-  const fs::path copy = programs_ / (qemu_prefix() + program);
+  const fs::path copy = programs_ / (qemu_prefix() + fs::path(program).filename().string());
   fs::copy_file(source, copy, fs::copy_options::skip_existing);
   return copy.string();
 }

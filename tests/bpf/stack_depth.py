@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""stack_depth.py LLVM_OBJDUMP OBJECT: fails if a program's deepest chain of calls takes more than 512 bytes of stack.
+"""stack_depth.py LLVM_OBJDUMP OBJECT...: fails if a program's deepest chain of calls takes more than 512 bytes of stack.
 
 Kernels since 6.13 give subprograms a stack of their own where they can, so that one of them says nothing about older
 ones: those add up the chain, each function rounded up to 32 bytes (check_max_stack_depth(), kernel/bpf/verifier.c).
@@ -70,4 +70,4 @@ def main(objdump, path):
     return failed
 
 
-sys.exit(main(*sys.argv[1:]))
+sys.exit(max(main(sys.argv[1], path) for path in sys.argv[2:]))

@@ -439,7 +439,7 @@ TEST_CASE("a domain whose lock libvirt holds holds up neither the others nor the
   }
   SECTION("then libvirtd stops, too, though nothing new is asked") {
     libvirtd.signal(SIGSTOP);
-    CHECK(listener.wait([&] { return !listener.connections.back().connected; }, 4s));
+    CHECK(listener.wait([&] { return !listener.connections.back().connected; }, 10s));
     libvirtd.signal(SIGCONT);
     REQUIRE(listener.wait_connected(true));
   }

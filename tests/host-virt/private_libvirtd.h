@@ -27,7 +27,8 @@ inline bool run(const std::string& command) {
 class PrivateLibvirtd {
  public:
   PrivateLibvirtd() {
-    std::string name = "/tmp/kvmscope-virt.XXXXXX";
+    ::signal(SIGPIPE, SIG_IGN);  // libvirt writes to a daemon that was killed
+    std::string name = "/var/tmp/kvmscope-virt.XXXXXX";  // on a disk, as images are: /tmp may be none
     REQUIRE(mkdtemp(name.data()) != nullptr);
     dir = name;
     start();

@@ -13,7 +13,7 @@
 # cgroups are the host's own. DIR must be short: a socket's path has at most 107 characters.
 set -euo pipefail
 dir=$(readlink -m "$2")
-cache=${TMPDIR:-/tmp}/kvmscope-libvirt-cache
+cache=${KVMSCOPE_CACHE:-/var/tmp/kvmscope}/libvirt-capabilities-of-tests
 uri="qemu+unix:///system?socket=$dir/run/libvirt-sock"
 
 running() { [[ -s $dir/libvirtd.pid ]] && kill -0 "$(cat "$dir/libvirtd.pid")" 2>/dev/null; }
@@ -47,13 +47,13 @@ CONF
   ' - "$dir" </dev/null >"$dir/log/stdout" 2>&1 &
   for _ in $(seq 300); do
     if [[ -S $dir/run/libvirt-sock ]] && virsh -c "$uri" version >/dev/null 2>&1; then
-      [[ -d $cache ]] || cp -a "$dir/cache" "$cache"
+      [[ -d $cache ]] || { mkdir -p "${cache%/*}" && cp -a "$dir/cache" "$cache"; }
       return
     fi
     sleep 0.1
   done
   echo "private-libvirtd: no answer from $uri:" >&2
-  tail -5 "$dir/log/stdout" "$dir/log/libvirtd.log" >&2 || true
+  tail -n 5 "$dir/log/stdout" "$dir/log/libvirtd.log" >&2 || true
   exit 1
 }
 

@@ -1,6 +1,7 @@
 // SPDX-License-Identifier: Apache-2.0
 #include "hostd/top_tracker.h"
 
+#include <algorithm>
 #include <stdexcept>
 
 #include "tests/support/catch.h"
@@ -18,7 +19,7 @@ const bpf::Kind& kind_named(std::string_view name) {
 TEST_CASE("top shows the difference of two readings, not the totals") {
   const bpf::Kind& operations = kind_named("kvmscope.vm.disk.storage.operations");
   const bpf::Kind& duration = kind_named("kvmscope.vm.disk.storage.duration");
-  const DeviceLabel disk{.name = "vda", .devs = {0}, .is_disk = true};
+  const DeviceLabel disk{.name = "vda", .devs = {0}, .of_domain = true};
   tenancy::Epoch epoch;
   epoch.slot = {{7}, {9}};
   epoch.tenant = {"acme"};
@@ -56,6 +57,52 @@ TEST_CASE("top shows the difference of two readings, not the totals") {
   REQUIRE(*row.p50_ns > 31'250'000);
   REQUIRE(*row.p50_ns <= 37'162'723);
   REQUIRE_FALSE(row.queue_p99_ns.has_value());
+}
+
+TEST_CASE("a thread's share of a CPU in the last interval, its steal and its waits") {
+  const auto kind = [](std::string_view count, bpf::DevSpace space) -> const bpf::Kind& {
+    return *std::ranges::find_if(bpf::catalogue(), [&](const bpf::Kind& one) {
+      return one.count != nullptr && one.count->name == count && one.dev_space == space;
+    });
+  };
+  const bpf::Kind& time = kind("kvmscope.vm.cpu.time", bpf::DevSpace::vcpu);
+  const bpf::Kind& steal = kind("kvmscope.vm.cpu.steal.time", bpf::DevSpace::vcpu);
+  const bpf::Kind& threads = kind("kvmscope.vm.cpu.time", bpf::DevSpace::vm);
+  const bpf::Kind& waits = kind("kvmscope.vm.cpu.delay.duration", bpf::DevSpace::vcpu);
+  const DeviceLabel vcpu{.space = bpf::DevSpace::vcpu, .name = "1", .devs = {1}, .of_domain = true};
+  const DeviceLabel vm = vm_label();
+  core::HistogramValue histogram;
+  std::vector<VmReading::Row> rows = {
+      {.kind = &time, .sub = 0, .device = &vcpu, .counter = {7'000'000'000, 0}, .histogram = nullptr},
+      {.kind = &steal, .sub = 0, .device = &vcpu, .counter = {1'000'000, 2'000'000}, .histogram = nullptr},
+      {.kind = &threads, .sub = 2, .device = &vm, .counter = {5, 6}, .histogram = nullptr},
+      {.kind = &waits, .sub = 0, .device = &vcpu, .counter = {}, .histogram = &histogram}};
+  tenancy::Epoch epoch;
+  TopTracker top;
+  top.begin(1);
+  top.observe(epoch, rows, 1'000'000'000);
+  top.end();
+  REQUIRE(top.view().cpus.empty());
+  core::HistogramValue later;
+  later.buckets[60] = 100;
+  rows[0].counter.count += 1'500'000'000;
+  rows[1].counter += {500'000'000, 200'000'000};
+  rows[2].counter += {20'000'000, 40'000'000};
+  rows[3].histogram = &later;
+  top.begin(2);
+  top.observe(epoch, rows, 3'000'000'000);
+  top.end();
+  const auto& cpus = top.view().cpus;
+  REQUIRE(cpus.size() == 2);
+  REQUIRE(cpus[0].thread == "emulator");
+  REQUIRE(cpus[0].cpu == Approx(0.01));
+  REQUIRE(cpus[0].steal == Approx(0.02));
+  REQUIRE_FALSE(cpus[0].delay_p99_ns);
+  REQUIRE(cpus[1].thread == "vcpu 1");
+  REQUIRE(cpus[1].cpu == Approx(0.75));
+  REQUIRE(cpus[1].steal == Approx(0.25));
+  REQUIRE(cpus[1].throttled == Approx(0.1));
+  REQUIRE(*cpus[1].delay_p99_ns > 31'250'000);
 }
 
 }  // namespace

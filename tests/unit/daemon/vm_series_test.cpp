@@ -37,7 +37,7 @@ std::vector<DeviceLabel> label(const core::VmFacts* facts, const std::vector<bpf
   std::vector<bpf::NumberedDisk> devices;
   for (const bpf::DiskKey key : keys) devices.push_back({.key = key});
   DeviceNames names;
-  return label_devices(facts, devices, false, names);
+  return label_disks(facts, devices, false, names);
 }
 
 using Devs = std::vector<std::uint16_t>;
@@ -51,8 +51,8 @@ TEST_CASE("two files on one file system are two disks; what names neither is unr
   REQUIRE(find(labels, "vda")->devs == Devs{2});
   REQUIRE(find(labels, "vdb")->devs == Devs{0});
   REQUIRE(find(labels, "unresolved")->devs == Devs{1});
-  REQUIRE_FALSE(find(labels, "unresolved")->is_disk);
-  REQUIRE(find(labels, "vda")->is_disk);
+  REQUIRE_FALSE(find(labels, "unresolved")->of_domain);
+  REQUIRE(find(labels, "vda")->of_domain);
 }
 
 TEST_CASE("a device below a stacked one, or of no disk of the domain, has no label") {
@@ -78,7 +78,7 @@ TEST_CASE("all images of a disk are the disk; who left the domain keeps his name
     devices.push_back({.key = key});
   }
   DeviceNames names;
-  auto labels = label_devices(&facts, devices, false, names);
+  auto labels = label_disks(&facts, devices, false, names);
   REQUIRE(find(labels, "vda")->devs == Devs{0, 2, 3});
   REQUIRE(find(labels, "vdb")->devs == Devs{1});
 
@@ -87,16 +87,16 @@ TEST_CASE("all images of a disk are the disk; who left the domain keeps his name
   facts.disks[1] = file_disk("vdb", 1, 120);
   devices.push_back({.key = bpf::disk_key(8, 1, 120)});
   devices.push_back({.key = bpf::disk_key(8, 1, 110)});
-  labels = label_devices(&facts, devices, false, names);
+  labels = label_disks(&facts, devices, false, names);
   REQUIRE(find(labels, "vda")->devs == Devs{0, 2, 3, 6});
   REQUIRE(find(labels, "vdb")->devs == Devs{1, 5});
   REQUIRE(find(labels, "unresolved")->devs == Devs{4});
 
   // The last file on that file system goes: what counted there does not.
   facts.disks.clear();
-  labels = label_devices(&facts, devices, false, names);
+  labels = label_disks(&facts, devices, false, names);
   REQUIRE(find(labels, "vda")->devs == Devs{0, 2, 3, 6});
-  REQUIRE(find(labels, "vda")->is_disk);
+  REQUIRE(find(labels, "vda")->of_domain);
   REQUIRE(find(labels, "vdb")->devs == Devs{1, 5});
   REQUIRE(find(labels, "unresolved")->devs == Devs{4});
 }
@@ -107,8 +107,8 @@ TEST_CASE("an image that nobody named in time is unresolved at the end") {
   const std::vector<bpf::NumberedDisk> devices = {
       {bpf::disk_key(8, 1, 100), true}, {bpf::disk_key(8, 1, 101), true}, {bpf::disk_key(8, 32, 0), false}};
   DeviceNames names;
-  REQUIRE(find(label_devices(&facts, devices, false, names), "unresolved") == nullptr);
-  REQUIRE(find(label_devices(&facts, devices, true, names), "unresolved")->devs == Devs{1});
+  REQUIRE(find(label_disks(&facts, devices, false, names), "unresolved") == nullptr);
+  REQUIRE(find(label_disks(&facts, devices, true, names), "unresolved")->devs == Devs{1});
 }
 
 TEST_CASE("an invisible disk gets no series, not zero ones") {
@@ -184,6 +184,70 @@ TEST_CASE(
     REQUIRE(ends.size() == points.size());
     REQUIRE(std::ranges::all_of(ends, &core::Point::no_recorded_value));
   }
+}
+
+TEST_CASE("vCPUs are called by their numbers; those plugged in exist from the start") {
+  core::VmFacts facts;
+  facts.vcpus = 2;
+  facts.max_vcpus = 4;
+  auto labels = label_vcpus(&facts, 5);
+  REQUIRE(labels.size() == 5);
+  REQUIRE(find(labels, "1")->of_domain);
+  REQUIRE(find(labels, "3")->devs == Devs{3});
+  REQUIRE_FALSE(find(labels, "3")->of_domain);
+  REQUIRE(find(labels, "other")->devs == Devs{kOtherDevice});
+  labels = label_vcpus(nullptr, 3);  // nobody has named it: what the maps have rows for
+  REQUIRE(labels.size() == 3);
+  REQUIRE_FALSE(find(labels, "0")->of_domain);
+}
+
+TEST_CASE("CPU time is exported in seconds, of all threads under one name") {
+  tenancy::EpochTotals totals;
+  const bpf::Kind& vcpu = kind_named("kvmscope.vm.cpu.time");
+  const auto threads = std::ranges::find_if(bpf::catalogue(), [&](const bpf::Kind& kind) {
+    return kind.count == vcpu.count && kind.dev_space == bpf::DevSpace::vm;
+  });
+  REQUIRE(threads != bpf::catalogue().end());
+  totals.fold({vcpu.id, 1, 0}, core::CounterValue{1'500'000'000, 7});
+  totals.fold({threads->id, 0, 2}, core::CounterValue{250'000'000, 500'000'000});
+  core::VmFacts facts;
+  facts.vcpus = facts.max_vcpus = 2;
+  auto labels = label_vcpus(&facts, 3);
+  labels.push_back(vm_label());
+  VmReading reading;
+  reading.read(nullptr, totals, labels);
+  std::vector<core::Point> points;
+  reading.points(5, 9, points);
+  std::map<std::string, double> seconds;
+  std::string last;
+  std::vector<std::string> order;
+  for (const core::Point& point : points) {
+    std::string id(point.instrument->name);
+    if (id != last) order.push_back(id);
+    last = id;
+    for (const auto& label : point.labels) id += "|" + std::string(label.value);
+    if (const auto* number = std::get_if<double>(&point.value)) seconds[id] = *number;
+  }
+  REQUIRE(seconds.at("kvmscope.vm.cpu.time|1|vcpu") == 1.5);
+  REQUIRE(seconds.at("kvmscope.vm.cpu.time|0|vcpu") == 0);
+  REQUIRE(seconds.at("kvmscope.vm.cpu.time|emulator") == 0.25);
+  REQUIRE(seconds.at("kvmscope.vm.cpu.steal.time|emulator") == 0.5);
+  REQUIRE(std::ranges::count(order, "kvmscope.vm.cpu.time") == 1);
+  REQUIRE(std::ranges::count(order, "kvmscope.vm.cpu.steal.time") == 1);
+}
+
+TEST_CASE("steal is the wait for a CPU that no quota is the reason of, and never falls") {
+  const virt::CpuThrottle before{.vm_ns = 100, .vcpu_ns = {50, 0}};
+  const virt::CpuThrottle now{.vm_ns = 500, .vcpu_ns = {80, 10}};
+  REQUIRE(throttled_ns(now, before, 0, 300, 400) == 30 + 300);
+  REQUIRE(throttled_ns(now, std::nullopt, 1, 100, 400) == 10 + 125);
+  REQUIRE(throttled_ns(now, std::nullopt, 7, 0, 0) == 0);
+  REQUIRE(throttled_ns({}, before, 0, 1, 1) == 0);  // the cgroup has gone
+
+  REQUIRE(steal_of(1000, 300, {}) == core::CounterValue{700, 300});
+  REQUIRE(steal_of(1000, 900, {700, 300}) == core::CounterValue{700, 900});  // throttling was added first
+  REQUIRE(steal_of(1800, 0, {700, 900}) == core::CounterValue{900, 900});
+  REQUIRE(steal_of(10, 900, {}) == core::CounterValue{0, 900});
 }
 
 }  // namespace

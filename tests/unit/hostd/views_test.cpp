@@ -54,8 +54,9 @@ TEST_CASE("Tenants come back as they went") {
 
 TEST_CASE("Readings and checks come back as they went") {
   round_trip(
-      TopView{
-          5, {{"vm", "u", "t", "T", "vda", "read", 1.5, 4096.25, 1, std::nullopt, 3, std::nullopt, 4, 10.0}}},
+      TopView{5,
+              {{"vm", "u", "t", "T", "vda", "read", 1.5, 4096.25, 1, std::nullopt, 3, std::nullopt, 4, 10.0}},
+              {{"vm", "u", "t", "T", "vcpu 0", 0.5, 0.25, 0.125, std::nullopt, 10.0}}},
       top_from_json);
   round_trip(TopView{}, top_from_json);
   round_trip(std::vector<CheckLine>{{"btf", true, "found", ""}, {"lsm", false, "none", "no events"}},
@@ -63,9 +64,11 @@ TEST_CASE("Readings and checks come back as they went") {
 }
 
 TEST_CASE("The names in the JSON are those that scripts know") {
-  const json top = to_json(TopView{1, {TopRow{}}});
+  const json top = to_json(TopView{1, {TopRow{}}, {CpuRow{}}});
   CHECK(top.dump() ==
-        R"({"rows":[{"bytes_per_s":0.0,"direction":"","disk":"","errors":0,"interval_s":0.0,)"
+        R"({"cpus":[{"cpu":0.0,"delay_p99_ns":null,"interval_s":0.0,"steal":0.0,"tenant":"",)"
+        R"("tenant_name":"","thread":"","throttled":0.0,"uuid":"","vm":""}],)"
+        R"("rows":[{"bytes_per_s":0.0,"direction":"","disk":"","errors":0,"interval_s":0.0,)"
         R"("operations_per_s":0.0,"p50_ns":null,"p95_ns":null,"p99_ns":null,"queue_p99_ns":null,)"
         R"("tenant":"","tenant_name":"","uuid":"","vm":""}],"time_unix_ns":1})");
 }

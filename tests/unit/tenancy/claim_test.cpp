@@ -11,7 +11,7 @@ TEST_CASE("the pool is filled at start, with generations after the host's") {
   REQUIRE(installs.size() == 3);
   for (std::uint32_t i = 0; i < 3; ++i) {
     REQUIRE(installs[i].identity == core::SlotIdentity{{i + 1}, {i + 2}});
-    REQUIRE(installs[i].disks == 4);
+    REQUIRE(installs[i].shape.disks == 4);
   }
   REQUIRE(host.registry.stats().slots_spare == 3);
   REQUIRE(host.registry.stats().slots_total == 11);
@@ -629,13 +629,13 @@ TEST_CASE("maps grow with the VM's disks, up to the quota, one step at a time") 
 
   with_disks(4);
   host.vm(facts);
-  REQUIRE(host.all<Grow>().back().disks == 5);
+  REQUIRE(host.all<Grow>().back().shape.disks == 5);
   REQUIRE(host.all<NumberDisks>().size() == 2);
 
   host.fail_growth = true;
   with_disks(20);
   host.vm(facts);
-  REQUIRE(host.all<Grow>().back().disks == 8);
+  REQUIRE(host.all<Grow>().back().shape.disks == 8);
   REQUIRE(host.all<Grow>().size() == 2);
   host.fail_growth = false;
   host.tick(1s);
@@ -650,7 +650,26 @@ TEST_CASE("maps grow with the VM's disks, up to the quota, one step at a time") 
   with_disks(12);
   host.vm(facts);
   host.reconfigure(config);
-  REQUIRE(host.all<Grow>().back().disks == 13);
+  REQUIRE(host.all<Grow>().back().shape.disks == 13);
+}
+
+TEST_CASE("maps grow with the VM's vCPUs, those that may come too, up to the quota") {
+  RegistryConfig config = small_config();
+  config.default_quota.vcpus_per_vm = 16;
+  Host host(config);
+  const auto process = host.start(100);
+  core::VmFacts facts = host.facts("u1", process, "p1");
+  host.log.clear();
+  facts.vcpus = facts.max_vcpus = 4;  // and "other": the five rows of a spare do
+  host.vm(facts);
+  REQUIRE(host.all<Grow>().empty());
+  facts.max_vcpus = 8;
+  host.vm(facts);
+  REQUIRE(host.all<Grow>().back().shape == core::SlotShape{.disks = 4, .vcpus = 9});
+  facts.max_vcpus = 300;
+  host.vm(facts);
+  REQUIRE(host.all<Grow>().back().shape.vcpus == 16);
+  REQUIRE(host.all<Grow>().size() == 2);
 }
 
 TEST_CASE("a slot that grows is not retired before it has grown") {
@@ -659,7 +678,7 @@ TEST_CASE("a slot that grows is not retired before it has grown") {
   core::VmFacts facts = host.facts("u1", process, "p1");
   facts.disks.assign(6, disk("vdx"));
   const auto actions = host.registry.on_vm(facts, host.now);
-  REQUIRE(std::get<Grow>(actions.back()).disks == 7);
+  REQUIRE(std::get<Grow>(actions.back()).shape.disks == 7);
   host.registry.on_process_exit(process, host.now);
   host.advance(5s);
   REQUIRE(host.registry.tick(host.now).empty());

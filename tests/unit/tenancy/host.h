@@ -21,7 +21,7 @@ inline RegistryConfig small_config() {
   config.max_slots = 12;
   config.max_tenants = 4;
   config.spare_slots = 3;
-  config.spare_disks = 4;
+  config.spare_shape.disks = 4;
   config.unattributed_after = 60s;
   config.linger = 2s;
   return config;

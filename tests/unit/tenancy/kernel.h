@@ -23,7 +23,7 @@ class Kernel {
  public:
   struct Slot {
     core::Generation generation;
-    std::uint16_t rows = 0;
+    core::SlotShape shape;
     std::uint32_t tenant_index = 0;
     bool spare = false;     ///< in the pool
     bool retiring = false;  ///< RCU is being waited for
@@ -70,7 +70,7 @@ class Kernel {
     check(slot.value > 0 && slot.value < max_slots_, "slot out of range");
     check(!slots.contains(slot.value), "install on a slot that is in use");
     check(generation.value > 1 && generations_.insert(generation.value).second, "generation used before");
-    slots[slot.value] = {.generation = generation, .rows = action.disks, .user = {}};
+    slots[slot.value] = {.generation = generation, .shape = action.shape, .user = {}};
   }
   void offer(core::SlotIdentity identity) { find(identity).spare = true; }
   void install_failed(core::SlotIdentity identity) { slots.erase(identity.slot.value); }
@@ -100,13 +100,13 @@ class Kernel {
   }
   void grow(const Grow& action) {
     Slot& slot = used(action.identity);
-    check(!slot.growing && action.disks > slot.rows, "pointless growth");
+    check(!slot.growing && action.shape.covers(slot.shape) && action.shape != slot.shape, "pointless growth");
     slot.growing = true;
   }
   void grown(const Grow& action, bool ok) {
     Slot& slot = used(action.identity);
     slot.growing = false;
-    if (ok) slot.rows = action.disks;
+    if (ok) slot.shape = action.shape;
   }
   void add_tenant(const AddTenant& action) {
     check(action.index > 0 && action.index < max_tenants_, "tenant index out of range");

@@ -106,7 +106,7 @@ TEST_CASE("a hint is judged by rules alone, and not past a rule that it cannot d
 TEST_CASE("a slot goes round, each time with a generation of its own") {
   SlotPool pool(3);
   Actions out;
-  pool.refill(5, 4, out);  // more than there are
+  pool.refill(5, {}, out);  // more than there are
   REQUIRE(out.size() == 2);
   const auto first = std::get<InstallSpare>(out[0]).identity;
   REQUIRE(first == core::SlotIdentity{{1}, {2}});
@@ -124,15 +124,15 @@ TEST_CASE("a slot goes round, each time with a generation of its own") {
   REQUIRE(pool.retire(first));
   REQUIRE_FALSE(pool.retire(first));
   out.clear();
-  pool.refill(2, 4, out);
+  pool.refill(2, {}, out);
   REQUIRE(out.empty());  // not before it is retired
   REQUIRE(pool.retired(first));
   REQUIRE_FALSE(pool.retired(first));
-  pool.refill(2, 6, out);
+  pool.refill(2, {.disks = 6}, out);
   REQUIRE(out.size() == 1);
   const auto again = std::get<InstallSpare>(out[0]);
   REQUIRE(again.identity == core::SlotIdentity{{1}, {4}});
-  REQUIRE(again.disks == 6);
+  REQUIRE(again.shape.disks == 6);
   REQUIRE_FALSE(pool.installed(first, 1));  // an echo of the first time
   REQUIRE_FALSE(pool.take({{0}, {1}}, 1));
   REQUIRE_FALSE(pool.take({{99}, {1}}, 1));
@@ -142,7 +142,7 @@ TEST_CASE("a slot goes round, each time with a generation of its own") {
 TEST_CASE("a claim that is heard of before the installation proves it") {
   SlotPool pool(3);
   Actions out;
-  pool.refill(1, 4, out);
+  pool.refill(1, {}, out);
   const auto identity = std::get<InstallSpare>(out[0]).identity;
   REQUIRE(pool.take(identity, 5));
   REQUIRE_FALSE(pool.installed(identity, 6));
