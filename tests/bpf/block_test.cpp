@@ -32,7 +32,7 @@ std::uint16_t dev_of(Tracer& tracer, core::SlotIdentity identity, DiskKey key) {
 }
 
 TEST_CASE("a block device's reads and writes are counted exactly, by operation, in the process's own slot") {
-  const auto hook = GENERATE(IdentityHook::io_start, IdentityHook::getrq);
+  const auto hook = GENERATE(from_range(identity_hooks()));
   CAPTURE(static_cast<int>(hook));
   Rig rig(hook);
   REQUIRE(rig.tracer().identity_hook() == hook);
@@ -108,7 +108,7 @@ TEST_CASE("listed disks keep their numbers, and the last row collects those beyo
 }
 
 TEST_CASE("a flush counts once, discards count their bytes") {
-  const auto hook = GENERATE(IdentityHook::io_start, IdentityHook::getrq);
+  const auto hook = GENERATE(from_range(identity_hooks()));
   CAPTURE(static_cast<int>(hook));
   Rig rig(hook);
   const TempDir dir;
@@ -135,7 +135,7 @@ TEST_CASE("a flush counts once, discards count their bytes") {
 }
 
 TEST_CASE("two VMs at depth 64 on one disk: each has exactly its own bytes") {
-  const auto hook = GENERATE(IdentityHook::io_start, IdentityHook::getrq);
+  const auto hook = GENERATE(from_range(identity_hooks()));
   const std::string engine = GENERATE("libaio", "io_uring");
   CAPTURE(static_cast<int>(hook), engine);
   Rig rig(hook);

@@ -78,7 +78,7 @@ TEST_CASE("what the block layer splits stays with its file") {
 }
 
 TEST_CASE("merged or not, seen or not: a VM has what the device says, a stranger beside it nothing") {
-  const auto hook = GENERATE(IdentityHook::io_start, IdentityHook::getrq);
+  const auto hook = GENERATE(from_range(identity_hooks()));
   const std::string strangers = GENERATE("", "--rw=randwrite", "--rw=write");
   CAPTURE(static_cast<int>(hook), strangers);
   Rig rig(hook);
@@ -104,7 +104,7 @@ TEST_CASE("merged or not, seen or not: a VM has what the device says, a stranger
 }
 
 TEST_CASE("merged writes are counted as the device counts them; when the VM is gone nothing is left of it") {
-  const auto hook = GENERATE(IdentityHook::io_start, IdentityHook::getrq);
+  const auto hook = GENERATE(from_range(identity_hooks()));
   CAPTURE(static_cast<int>(hook));
   Rig rig(hook);
   const TempDir dir;
@@ -171,7 +171,7 @@ TEST_CASE("two VMs' writes in one request: each has its own bytes") {
 }
 
 TEST_CASE("requests beyond the tags that a queue had at first are counted, too") {
-  const auto hook = GENERATE(IdentityHook::io_start, IdentityHook::getrq);
+  const auto hook = GENERATE(from_range(identity_hooks()));
   CAPTURE(static_cast<int>(hook));
   Rig rig(hook);
   const TempDir dir;

@@ -1,6 +1,7 @@
 // SPDX-License-Identifier: Apache-2.0
 #include "tests/bpf/rig.h"
 
+#include <bpf/btf.h>
 #include <fcntl.h>
 #include <signal.h>
 #include <spawn.h>
@@ -205,6 +206,17 @@ core::HistogramValue duration(const SlotMaps& maps, std::uint16_t kind, std::uin
   return value;
 }
 
+std::vector<IdentityHook> identity_hooks() {
+  const std::unique_ptr<btf, decltype(&btf__free)> types(btf__load_vmlinux_btf(), &btf__free);
+  REQUIRE(types != nullptr);
+  std::vector<IdentityHook> hooks{IdentityHook::getrq};
+  // Since 6.5.
+  if (btf__find_by_name_kind(types.get(), "btf_trace_block_io_start", BTF_KIND_TYPEDEF) > 0) {
+    hooks.insert(hooks.begin(), IdentityHook::io_start);
+  }
+  return hooks;
+}
+
 /// Of this process alone: another run on this machine has its own.
 std::string Rig::qemu_prefix() {
   return "kvt" + std::to_string(::getpid()) + "-";
@@ -272,7 +284,8 @@ SlotMaps Rig::spare(std::uint32_t slot, SlotShape shape) {
 }
 
 void Rig::until(const std::function<bool()>& condition, std::chrono::milliseconds limit) {
-  const auto end = std::chrono::steady_clock::now() + limit;
+  const char* slowness = std::getenv("KVMSCOPE_SLOWNESS");
+  const auto end = std::chrono::steady_clock::now() + limit * (slowness ? std::atoi(slowness) : 1);
   const auto holds = [&] {
     if (tracer_) tracer_->settle();
     return condition();

@@ -111,6 +111,9 @@ Totals totals(const SlotMaps& maps, std::uint16_t dev);
 Totals totals_beside(const SlotMaps& maps, std::uint16_t dev);
 core::HistogramValue duration(const SlotMaps& maps, std::uint16_t kind, std::uint16_t dev, std::uint16_t op);
 
+/// The hooks that this kernel can take a request's identity at.
+std::vector<IdentityHook> identity_hooks();
+
 /// A tracer with slots, and programs that it takes for QEMU.
 class Rig {
  public:
@@ -127,7 +130,8 @@ class Rig {
   core::Result<void> retire(core::SlotIdentity identity);
   /// Installs a slot and offers it: the next process of qemu() takes it.
   SlotMaps spare(std::uint32_t slot, SlotShape shape = {});
-  /// Runs the loop until the condition holds; the test fails if it never does.
+  /// Runs the loop until the condition holds; the test fails if it never does (on a machine that is
+  /// $KVMSCOPE_SLOWNESS times slower than usual, after as many times the limit).
   void until(const std::function<bool()>& condition,
              std::chrono::milliseconds limit = std::chrono::seconds(10));
   void spin(std::chrono::milliseconds time);

@@ -30,6 +30,10 @@ class Setup(unittest.TestCase):
         guest = subprocess.run([ROOT / "tests/guest/build.sh", "--key"], check=True, capture_output=True, text=True)
         (self.cache / f"guest-{guest.stdout.strip()}").mkdir()
         (self.cache / f"guest-{guest.stdout.strip()}" / "initrd").touch()
+        for image in ([], ["6.1"], ["6.12"]):
+            name = subprocess.run([ROOT / "vagrant/image.sh", "--name", *image], check=True, capture_output=True, text=True)
+            (self.cache / name.stdout.strip()).mkdir()
+            (self.cache / name.stdout.strip() / "complete").touch()
         self.command("dpkg-query", EVERYTHING_IS_INSTALLED)
 
     def command(self, name, script):

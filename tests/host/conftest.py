@@ -1,5 +1,6 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Fixtures of the host tests. Importing this moves the whole run into a session of its own (bed/session.py)."""
+"""Fixtures of the host tests. Importing this moves the whole run into a session of its own (bed/session.py),
+unless it runs on a system of its own."""
 
 import os
 import sys
@@ -8,16 +9,16 @@ from pathlib import Path
 sys.path.insert(0, str(Path(__file__).parent))
 
 from bed import session  # noqa: E402
+from bed.shell import SOURCE, SYSTEM, Resources  # noqa: E402
 
-if os.environ.get("KVMSCOPE_IN_SESSION") != "1":
+if not SYSTEM and os.environ.get("KVMSCOPE_IN_SESSION") != "1":
     session.enter()
     os.environ["KVMSCOPE_IN_SESSION"] = "1"
 
 import pytest  # noqa: E402
 
 from bed.daemon import Hostd  # noqa: E402
-from bed.libvirt import Libvirt  # noqa: E402
-from bed.shell import SOURCE, Resources  # noqa: E402
+from bed.libvirt import Libvirt, SystemLibvirt  # noqa: E402
 
 
 def _known_skips():
@@ -59,7 +60,7 @@ def bed():
 
 @pytest.fixture(scope="module")
 def libvirt(bed):
-    return Libvirt(bed)
+    return SystemLibvirt(bed) if SYSTEM else Libvirt(bed)
 
 
 @pytest.fixture

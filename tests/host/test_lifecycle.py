@@ -7,7 +7,7 @@ import pytest
 
 from bed.libvirt import Disk, Domain, Nova, Own
 from bed.otlp import IO, OPERATIONS, export_of, settled
-from bed.shell import wait_for
+from bed.shell import SLOWNESS, wait_for
 from bed.storage import FileDisk, Filesystem, LoopDisk, SlowDisk, block_stat
 
 
@@ -124,7 +124,7 @@ def test_a_rule_names_the_owner(bed, libvirt, start_hostd):
 
 def test_requests_in_flight_stay_with_the_first_owner(bed, libvirt, start_hostd):
     daemon = start_hostd({"tenancy": {"linger": "15s"}})
-    disk = SlowDisk(bed, "handed", 1, 1500)
+    disk = SlowDisk(bed, "handed", 1, int(1500 * min(SLOWNESS, 4)))  # longer than it takes to change the owner
     guest = boot(bed, libvirt, "handed", Own("tenant-a"), disk)
     wait_for("tenant a's stream", lambda: daemon.tenant_path("tenant-a").exists() and export_of(
         daemon.tenant_path("tenant-a")).find("kvmscope.vms"))

@@ -20,7 +20,7 @@ LIBRARIES = {
 }
 INCLUDE = re.compile(r'^\s*#\s*include\s*[<"]([^>"]+)[>"]', re.M)
 SPDX_SUFFIXES = {".cpp", ".h", ".c", ".py", ".sh", ".cmake", ".proto"}
-SPDX_NAMES = {"CMakeLists.txt", "dev", "run", "init"}
+SPDX_NAMES = {"CMakeLists.txt", "Vagrantfile", "dev", "guest", "init", "initrd-init", "run"}
 
 
 def tracked_files():

@@ -4,14 +4,16 @@
 import json
 import os
 import select
+import shutil
 import signal
 import socket
 import subprocess
 import time
 from pathlib import Path
 
-from .shell import BUILD, CommandFailed, end_process, run
+from .shell import BUILD, SLOWNESS, CommandFailed, end_process, run
 
+_KEEP = os.environ.get("KVMSCOPE_KEEP")  # a folder that outlives the bed, for what daemons wrote
 # A leak at exit would hide the exit code that the tests are after; libraries keep memory till the end.
 _SANITIZER = {"ASAN_OPTIONS": "detect_leaks=0:abort_on_error=0", "UBSAN_OPTIONS": "print_stacktrace=1"}
 
@@ -71,7 +73,7 @@ class Hostd:
         with open(self.log_file, "ab") as log:
             self._process = subprocess.Popen([self.build / "hostd/kvmscope-hostd", "--config", self.config_file],
                                              stdin=subprocess.DEVNULL, stdout=log, stderr=log, env=environment)
-        end = time.monotonic() + timeout
+        end = time.monotonic() + timeout * SLOWNESS
         try:
             while True:
                 if self._process.poll() is not None:
@@ -94,13 +96,18 @@ class Hostd:
     def stop(self, timeout=60, number=signal.SIGTERM):
         """Returns the exit code. The last interval is in the files then."""
         self._process.send_signal(number)
-        code = self._process.wait(timeout)
+        code = self._process.wait(timeout * SLOWNESS)
         assert "ERROR: AddressSanitizer" not in self.log() and "runtime error:" not in self.log(), self.log()[-6000:]
         return code
 
     def _end(self):
         if self._process is not None:
             end_process(self._process, 30)
+            if _KEEP:
+                for path in (self.config_file, *self.folder.glob("*.log"), *self.folder.glob("*.jsonl*")):
+                    kept = Path(_KEEP, self.folder.parent.name, self.folder.name)
+                    kept.mkdir(parents=True, exist_ok=True)
+                    shutil.copy(path, kept)
 
     def client(self, *args, timeout=30):
         """The command line tool, against this daemon."""

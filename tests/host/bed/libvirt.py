@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""libvirtd and transient TCG domains with an agent on the serial console."""
+"""libvirtd and transient domains with an agent on the serial console: under TCG, or KVM where the bed is a system."""
 
 import json
 import os
@@ -11,9 +11,10 @@ import subprocess
 import time
 import uuid as uuids
 from dataclasses import dataclass, field
+from pathlib import Path
 from xml.sax.saxutils import quoteattr, escape
 
-from .shell import CACHE, SOURCE, CommandFailed, end_process, run, wait_for
+from .shell import CACHE, SLOWNESS, SOURCE, SYSTEM, CommandFailed, end_process, run, wait_for
 
 _LETTERS = "abcdefghijklmnopqrstuvwxyz"
 OWN_URI = "https://kvmscope.dev/xmlns/vm/1.0"
@@ -33,7 +34,7 @@ class Libvirt:
 
     def alive(self):
         return subprocess.run(["virsh", "-q", "-c", self.uri, "version"], stdin=subprocess.DEVNULL,
-                              capture_output=True, timeout=60, check=False).returncode == 0
+                              capture_output=True, timeout=60 * SLOWNESS, check=False).returncode == 0
 
     def _start(self, program, *args):
         log = open(f"/var/log/libvirt/{program}.log", "ab")
@@ -73,6 +74,38 @@ class Libvirt:
         return run("virsh", "-q", "-c", self.uri, *args, check=check, timeout=timeout)
 
 
+class SystemLibvirt(Libvirt):
+    """The system's own libvirtd, as systemd runs it."""
+
+    _DROP_IN = Path("/run/systemd/system/libvirtd.service.d/kvmscope.conf")
+    _SOCKETS = ("libvirtd.socket", "libvirtd-ro.socket", "libvirtd-admin.socket")
+
+    def __init__(self, resources):
+        # Killed, it is to stay so until the test says otherwise.
+        self._DROP_IN.parent.mkdir(parents=True, exist_ok=True)
+        self._DROP_IN.write_text("[Service]\nRestart=no\n", encoding="ascii")
+        run("systemctl", "daemon-reload")
+        resources.push(self.start)
+        self.start()
+
+    def _main_pid(self):
+        return int(run("systemctl", "show", "--property=MainPID", "--value", "libvirtd"))
+
+    def start(self):
+        run("systemctl", "reset-failed", "libvirtd", *self._SOCKETS)
+        run("systemctl", "start", "libvirtd")
+        wait_for("libvirtd", self.alive, timeout=60)
+
+    def kill(self):
+        run("systemctl", "stop", *self._SOCKETS)
+        pid = self._main_pid()
+        os.kill(pid, signal.SIGKILL)
+        wait_for("libvirtd to be gone", lambda: not os.path.exists(f"/proc/{pid}"))
+
+    def pause(self, stop=True):
+        os.kill(self._main_pid(), signal.SIGSTOP if stop else signal.SIGCONT)
+
+
 @dataclass
 class Disk:
     """A disk as the domain sees it. `storage` has path and is_block."""
@@ -80,12 +113,14 @@ class Disk:
     io: str = "threads"
     target: str = ""
     discard: bool = False
+    ioeventfd: bool = True  # off: requests are submitted by the vCPU's thread itself
 
     def xml(self):
         kind, key = ("block", "dev") if self.storage.is_block else ("file", "file")
-        discard = " discard='unmap'" if self.discard else ""
+        more = " discard='unmap'" if self.discard else ""
+        more += "" if self.ioeventfd else " ioeventfd='off'"
         return (f"<disk type='{kind}' device='disk'><driver name='qemu' type='raw' cache='none' io='{self.io}'"
-                f" error_policy='report' rerror_policy='report'{discard}/>"
+                f" error_policy='report' rerror_policy='report'{more}/>"
                 f"<source {key}={quoteattr(self.storage.path)}/><target dev='{self.target}' bus='virtio'/></disk>")
 
 
@@ -129,7 +164,7 @@ class Answer:
         return json.loads(self.output)
 
 
-@dataclass
+@dataclass(eq=False)  # two of one name are two
 class Domain:
     """A transient guest. Its name gets the prefix of the bed; a domain that is left over is destroyed at the end."""
     resources: object
@@ -138,6 +173,9 @@ class Domain:
     disks: list
     metadata: object = None
     memory_mib: int = 128
+    vcpus: int = 1
+    max_vcpus: int = 1
+    partition: str = ""
     uuid: str = field(default_factory=lambda: str(uuids.uuid4()))
 
     def __post_init__(self):
@@ -153,8 +191,9 @@ class Domain:
         guest = run(SOURCE / "tests/guest/build.sh", CACHE, timeout=300)
         disks = "".join(disk.xml() for disk in self.disks)
         metadata = f"<metadata>{self.metadata.xml()}</metadata>" if self.metadata else ""
-        return f"""<domain type='qemu'><name>{self.name}</name><uuid>{self.uuid}</uuid>{metadata}
-<memory unit='MiB'>{self.memory_mib}</memory><vcpu>1</vcpu>
+        resource = f"<resource><partition>{self.partition}</partition></resource>" if self.partition else ""
+        return f"""<domain type='{'kvm' if SYSTEM else 'qemu'}'><name>{escape(self.name)}</name><uuid>{self.uuid}</uuid>{metadata}
+<memory unit='MiB'>{self.memory_mib}</memory><vcpu current='{self.vcpus}'>{max(self.vcpus, self.max_vcpus)}</vcpu>{resource}
 <os><type arch='x86_64' machine='pc'>hvm</type><kernel>{guest}/vmlinuz</kernel><initrd>{guest}/initrd</initrd>
 <cmdline>console=ttyS0 quiet panic=-1 no_timer_check nokaslr</cmdline></os>
 <features><acpi/></features><cpu mode='maximum'/><on_poweroff>destroy</on_poweroff><on_crash>destroy</on_crash>
@@ -171,7 +210,7 @@ class Domain:
         self.resources.push(self.destroy)
         self.libvirt.virsh("create", path, timeout=120)
         self._console = socket.socket(socket.AF_UNIX)
-        self._console.settimeout(60)
+        self._console.settimeout(60 * SLOWNESS)
         self._console.connect(self._socket_path)
         self._buffer = b""
         if wait:
@@ -183,7 +222,7 @@ class Domain:
         self._answer("ready", 90)
 
     def _answer(self, ident, timeout):
-        self._console.settimeout(timeout)
+        self._console.settimeout(timeout * SLOWNESS)
         mark = re.compile(rb"<<<" + ident.encode() + rb" (\d+)>>>\r?\n")
         while True:
             found = mark.search(self._buffer)

@@ -13,6 +13,16 @@ from pathlib import Path
 SOURCE = Path(__file__).resolve().parents[3]
 CACHE = Path(os.environ.get("KVMSCOPE_CACHE", "/var/cache/kvmscope"))
 BUILD = Path(os.environ.get("KVMSCOPE_BUILD", SOURCE / "build" / "asan"))
+# "system": this machine is a hypervisor of its own, under systemd, whose libvirtd and KVM serve (tests/hypervisor).
+SYSTEM = os.environ.get("KVMSCOPE_BED") == "system"
+# How many times slower than the machine that the tests' patience was written for.
+SLOWNESS = float(os.environ.get("KVMSCOPE_SLOWNESS", "1"))
+
+
+def kernel_has(symbol):
+    """Whether the running kernel has this symbol."""
+    with open("/proc/kallsyms", encoding="ascii") as symbols:
+        return any(line.split()[2] == symbol for line in symbols)
 
 
 class CommandFailed(Exception):
@@ -22,7 +32,7 @@ class CommandFailed(Exception):
 def run(*args, timeout=60, check=True, **kwargs):
     """Runs a command and returns what it printed; raises with its last words if it fails."""
     done = subprocess.run([str(a) for a in args], stdin=subprocess.DEVNULL, stdout=subprocess.PIPE,
-                          stderr=subprocess.STDOUT, timeout=timeout, text=True, errors="replace", **kwargs)
+                          stderr=subprocess.STDOUT, timeout=timeout * SLOWNESS, text=True, errors="replace", **kwargs)
     if check and done.returncode != 0:
         raise CommandFailed(f"{' '.join(map(str, args))}: status {done.returncode}\n{done.stdout[-2000:]}")
     return done.stdout.strip()
@@ -30,6 +40,7 @@ def run(*args, timeout=60, check=True, **kwargs):
 
 def wait_for(what, condition, timeout=20.0, pause=0.1):
     """Waits until condition() is true and returns its value."""
+    timeout *= SLOWNESS
     end = time.monotonic() + timeout
     while True:
         value = condition()
@@ -46,7 +57,7 @@ def end_process(process, timeout=10):
         return
     process.terminate()
     try:
-        process.wait(timeout)
+        process.wait(timeout * SLOWNESS)
     except subprocess.TimeoutExpired:
         process.kill()
         process.wait()
