@@ -1,0 +1,105 @@
+# SPDX-License-Identifier: Apache-2.0
+"""vCPU exits, halts and emulation under real KVM, against what KVM itself tells libvirt."""
+
+import re
+import time
+
+import pytest
+
+from bed.libvirt import Disk, Domain, Nova
+from bed.otlp import settled
+from bed.storage import LoopDisk
+
+EXITS = "kvmscope.vm.cpu.exits"
+EXIT_TIME = "kvmscope.vm.cpu.exit.time"
+EMULATIONS = "kvmscope.vm.cpu.emulations"
+EMULATION_TIME = "kvmscope.vm.cpu.emulation.time"
+HALT = "kvmscope.vm.cpu.halt.time"
+CPU_TIME = "kvmscope.vm.cpu.time"
+
+
+def boot(bed, libvirt, name, tenant, vcpus=1):
+    return Domain(bed, libvirt, name, [Disk(LoopDisk(bed, name, 16), "native")], Nova(tenant), vcpus=vcpus).start()
+
+
+def kvm_exits(libvirt, domain, vcpu):
+    stats = libvirt.virsh("domstats", "--vcpu", domain.name)
+    return int(re.search(rf"vcpu\.{vcpu}\.exits\.sum=(\d+)", stats).group(1))
+
+
+class Window:
+    """What was exported of a domain's vCPUs between two readings while it was suspended."""
+
+    def __init__(self, daemon, libvirt, domain):
+        self.daemon, self.libvirt, self.domain = daemon, libvirt, domain
+
+    def _reading(self):
+        exits = [kvm_exits(self.libvirt, self.domain, n) for n in range(self.domain.vcpus)]
+        return exits, settled(self.daemon.operator_path())
+
+    def __enter__(self):
+        self.libvirt.virsh("suspend", self.domain.name)
+        self._before = self._reading()
+        self.libvirt.virsh("resume", self.domain.name)
+        self._resumed = time.monotonic()
+        return self
+
+    def __exit__(self, *_):
+        self.libvirt.virsh("suspend", self.domain.name)
+        self.seconds = time.monotonic() - self._resumed
+        self._after = self._reading()
+        self.libvirt.virsh("resume", self.domain.name)
+
+    def kvm(self, vcpu):
+        return self._after[0][vcpu] - self._before[0][vcpu]
+
+    def grown(self, metric, **labels):
+        after, before = (export.total(metric, vm=self.domain.uuid, **labels) for export in (self._after[1], self._before[1]))
+        return after - before
+
+    def by_reason(self, metric, vcpu="0"):
+        reasons = {series.attrs["cpu.exit.reason"] for series in self._after[1].find(metric, vm=self.domain.uuid, vcpu=vcpu)}
+        return {reason: self.grown(metric, vcpu=vcpu, **{"cpu.exit.reason": reason}) for reason in reasons}
+
+
+@pytest.fixture(scope="module")
+def guests(bed, libvirt):
+    return boot(bed, libvirt, "exits-a", "tenant-a", vcpus=2), boot(bed, libvirt, "exits-b", "tenant-b")
+
+
+def test_exits_are_kvms_own_exactly(libvirt, start_hostd, guests):
+    daemon = start_hostd()
+    busy, idle = guests
+    with Window(daemon, libvirt, idle) as beside, Window(daemon, libvirt, busy) as window:
+        busy.vmio("vda", "read", 200)
+        busy.run("taskset 2 dd if=/dev/zero of=/dev/null bs=1M count=100")
+    for vcpu in range(2):
+        assert window.kvm(vcpu) > 0
+        assert window.grown(EXITS, vcpu=str(vcpu)) == window.kvm(vcpu)
+    assert beside.grown(EXITS, vcpu="0") == beside.kvm(0)
+    own = settled(daemon.tenant_path("tenant-a"))
+    assert own.find(EXITS, vm=busy.uuid) and not own.find(EXITS, vm=idle.uuid)
+    # The host's side of the exits is no more than the vCPU's thread ran.
+    for vcpu in ("0", "1"):
+        spent = window.grown(EXIT_TIME, vcpu=vcpu) + window.grown(EMULATION_TIME, vcpu=vcpu)
+        assert 0 < spent <= window.grown(CPU_TIME, vcpu=vcpu) * 1.02
+    assert daemon.stop() == 0
+
+
+def test_a_guest_that_halts_and_one_that_hammers_a_port(libvirt, start_hostd, guests):
+    daemon = start_hostd()
+    hammer, idle = guests
+    with Window(daemon, libvirt, idle) as halting:
+        time.sleep(20)
+    blocked = halting.grown(HALT, vcpu="0")
+    assert 0.8 * halting.seconds < blocked < 1.05 * halting.seconds
+    assert halting.grown(HALT, **{"vcpu": "0", "cpu.halt": "blocked"}) > 0.5 * blocked
+
+    with Window(daemon, libvirt, hammer) as hammering:
+        ports = "for i in 1 2 3 4 5 6 7 8; do dd if=/dev/port of=/dev/null bs=1 skip=1280 count=500 2>/dev/null || exit 1; done"
+        assert hammer.run(f"taskset 1 sh -c '{ports}'").status == 0
+    reasons = hammering.by_reason(EXITS)
+    assert max(reasons, key=reasons.get) == "io" and reasons["io"] >= 4000
+    assert hammering.grown(EMULATIONS, vcpu="0") >= 4000
+    assert hammering.grown(EMULATION_TIME, vcpu="0") > 0
+    assert daemon.stop() == 0
