@@ -1,5 +1,6 @@
 // SPDX-License-Identifier: Apache-2.0
 // CPU time and waits of a VM's threads, against what the threads themselves measured.
+#include <ctime>
 #include <map>
 #include <sstream>
 
@@ -45,6 +46,15 @@ bool close(std::uint64_t measured, std::uint64_t truth, std::uint64_t slack_ns =
   CAPTURE(measured, truth);
   const std::uint64_t difference = measured > truth ? measured - truth : truth - measured;
   return difference <= truth / 100 + slack_ns;
+}
+
+/// What a process, all of its threads, has used.
+std::uint64_t cpu_ns(pid_t pid) {
+  clockid_t clock{};
+  timespec used{};
+  REQUIRE(::clock_getcpuclockid(pid, &clock) == 0);
+  REQUIRE(::clock_gettime(clock, &used) == 0);
+  return static_cast<std::uint64_t>(used.tv_sec) * 1'000'000'000 + static_cast<std::uint64_t>(used.tv_nsec);
 }
 
 TEST_CASE("a VM's CPU time is complete by thread, also of threads that lived between two readings") {
@@ -96,18 +106,22 @@ TEST_CASE("time that passed before a process was watched is nobody's; what follo
   Rig rig;
   const SlotMaps maps = rig.spare(1);
   // Not a name of a QEMU: the kernel gives it no slot.
-  Child process({KVMSCOPE_THREADS, "CPU 0/KVM:600", "worker:1"});
-  rig.spin(std::chrono::milliseconds(250));
+  const TempDir dir;
+  Child process(
+      {"sh", "-c", "exec " KVMSCOPE_THREADS " 'CPU 0/KVM:600' worker:1 > " + (dir / "said").string()});
+  rig.until([&] { return cpu_ns(process.pid()) > 100 * kMs; });
   REQUIRE(rig.tracer().claim(process.key()) == maps.identity());
   rig.tracer().count_threads();
+  const std::uint64_t before_ns = cpu_ns(process.pid());
   REQUIRE(all_of(maps).count == 0);
-  rig.spin(std::chrono::milliseconds(100));
-  rig.tracer().count_threads();
-  REQUIRE(vcpu(maps, 0).count > 20 * kMs);
+  rig.until([&] {
+    rig.tracer().count_threads();
+    return vcpu(maps, 0).count > 20 * kMs;
+  });
   process.wait();
   rig.spin(std::chrono::milliseconds(20));
-  REQUIRE(vcpu(maps, 0).count > 100 * kMs);
-  REQUIRE(vcpu(maps, 0).count < 450 * kMs);
+  const auto said = parse(run({"cat", (dir / "said").string()}));
+  REQUIRE(close(all_of(maps).count, said.at("process").ran_ns - before_ns, 20 * kMs));
 }
 
 TEST_CASE("a slot that changes hands: each owner has his part, to the ns") {
@@ -115,8 +129,10 @@ TEST_CASE("a slot that changes hands: each owner has his part, to the ns") {
   const SlotMaps first = rig.spare(1);
   TempDir dir;
   Child process({"sh", "-c", rig.qemu(KVMSCOPE_THREADS) + " 'CPU 0/KVM:500' > " + (dir / "said").string()});
-  rig.until([&] { return !rig.processes.empty(); });
-  rig.spin(std::chrono::milliseconds(200));
+  rig.until([&] {
+    rig.tracer().count_threads();
+    return all_of(first).count > 20 * kMs;
+  });
   const SlotMaps second = rig.spare(2);
   REQUIRE(rig.tracer().rebind(rig.processes.front().process) == second.identity());
   rig.tracer().count_threads();

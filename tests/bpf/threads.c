@@ -60,5 +60,7 @@ int main(int argc, char** argv) {
   for (int i = 0; i < count; i++) pthread_join(threads[i], NULL);
   for (int i = 0; i < count; i++) printf("%s:%lld:%lld\n", jobs[i].name, jobs[i].ran_ns, jobs[i].lived_ns);
   printf("process:%lld:0\n", now_ns(CLOCK_PROCESS_CPUTIME_ID));
+  free(jobs);
+  free(threads);
   return 0;
 }
