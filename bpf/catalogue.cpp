@@ -117,12 +117,21 @@ constexpr std::array<std::string_view, KV_OPS> kDirections{"read", "write", "flu
 constexpr std::array<std::string_view, KV_ERRORS> kErrorTypes{"io",        "timeout", "nospc",   "medium",
                                                               "transport", "target",  "notsupp", "other"};
 
-/// One label each, then two: what a series of these ops, or of these errors, carries.
-constexpr auto kOpLabels = [] {
-  std::array<std::array<SubLabel, 1>, KV_OPS> labels{};
-  for (std::size_t op = 0; op < KV_OPS; ++op) labels[op][0] = {"disk.io.direction", kDirections[op]};
+/// One label for each sub, and the subs that carry them.
+template <std::size_t N>
+constexpr auto labels_of(std::string_view key, const std::array<std::string_view, N>& values) {
+  std::array<std::array<SubLabel, 1>, N> labels{};
+  for (std::size_t sub = 0; sub < N; ++sub) labels[sub][0] = {key, values[sub]};
   return labels;
-}();
+}
+template <std::size_t N, std::size_t Labels>
+constexpr auto subs_of(const std::array<std::array<SubLabel, Labels>, N>& labels) {
+  std::array<Sub, N> subs{};
+  for (std::size_t sub = 0; sub < N; ++sub) subs[sub] = {.labels = labels[sub]};
+  return subs;
+}
+
+constexpr auto kOpLabels = labels_of("disk.io.direction", kDirections);
 constexpr auto kErrorLabels = [] {
   std::array<std::array<SubLabel, 2>, std::size_t{KV_OPS} * KV_ERRORS> labels{};
   for (std::size_t sub = 0; sub < labels.size(); ++sub) {
@@ -133,33 +142,20 @@ constexpr auto kErrorLabels = [] {
 }();
 
 constexpr auto kOps = [] {
-  std::array<Sub, KV_OPS> subs{};
-  for (std::size_t op = 0; op < KV_OPS; ++op) {
-    subs[op] = {.labels = kOpLabels[op], .always = op == KV_READ || op == KV_WRITE};
-  }
+  auto subs = subs_of(kOpLabels);
+  subs[KV_READ].always = subs[KV_WRITE].always = true;
   return subs;
 }();
-constexpr auto kErrorSubs = [] {
-  std::array<Sub, std::size_t{KV_OPS} * KV_ERRORS> subs{};
-  for (std::size_t sub = 0; sub < subs.size(); ++sub) subs[sub] = {.labels = kErrorLabels[sub]};
-  return subs;
-}();
+constexpr auto kErrorSubs = subs_of(kErrorLabels);
 
 constexpr std::array<SubLabel, 1> kVcpuLabel{{{"cpu.thread", "vcpu"}}};
 constexpr std::array<Sub, 1> kVcpuThread{{{.labels = kVcpuLabel, .always = true}}};
 constexpr std::array<Sub, 1> kPlain{{{.labels = {}, .always = true}}};
 constexpr std::array<std::string_view, KV_THREADS> kThreads{"iothread", "vhost", "emulator", "other"};
-constexpr auto kThreadLabels = [] {
-  std::array<std::array<SubLabel, 1>, KV_THREADS> labels{};
-  for (std::size_t thread = 0; thread < KV_THREADS; ++thread)
-    labels[thread][0] = {"cpu.thread", kThreads[thread]};
-  return labels;
-}();
+constexpr auto kThreadLabels = labels_of("cpu.thread", kThreads);
 constexpr auto kThreadSubs = [] {
-  std::array<Sub, KV_THREADS> subs{};
-  for (std::size_t thread = 0; thread < KV_THREADS; ++thread) {
-    subs[thread] = {.labels = kThreadLabels[thread], .always = thread == KV_THREAD_EMULATOR};
-  }
+  auto subs = subs_of(kThreadLabels);
+  subs[KV_THREAD_EMULATOR].always = true;
   return subs;
 }();
 
@@ -196,19 +192,6 @@ constexpr std::array<std::string_view, KV_EXITS> kExitReasons{"exception",
                                                               "failed",
                                                               "other"};
 constexpr std::array<std::string_view, KV_HALTS> kHalts{"blocked", "polled", "polled_in_vain"};
-template <std::size_t N>
-constexpr std::array<std::array<SubLabel, 1>, N> labels_of(std::string_view key,
-                                                           const std::array<std::string_view, N>& values) {
-  std::array<std::array<SubLabel, 1>, N> labels{};
-  for (std::size_t sub = 0; sub < N; ++sub) labels[sub][0] = {key, values[sub]};
-  return labels;
-}
-template <std::size_t N>
-constexpr std::array<Sub, N> subs_of(const std::array<std::array<SubLabel, 1>, N>& labels) {
-  std::array<Sub, N> subs{};
-  for (std::size_t sub = 0; sub < N; ++sub) subs[sub] = {.labels = labels[sub]};
-  return subs;
-}
 constexpr auto kExitLabels = labels_of("cpu.exit.reason", kExitReasons);
 constexpr auto kExitSubs = subs_of(kExitLabels);
 constexpr auto kHaltLabels = labels_of("cpu.halt", kHalts);
