@@ -121,6 +121,7 @@ struct LibvirtSource::Impl : std::enable_shared_from_this<Impl> {
   ConnectionEvents events_for(std::uint64_t generation);
 
   void probe();
+  void probe_again();
 
   void relist();
   void list();
@@ -154,7 +155,8 @@ struct LibvirtSource::Impl : std::enable_shared_from_this<Impl> {
   std::uint64_t generation = 0;  ///< of the connection: what an earlier one still says is ignored
   std::string description;
   bool opening = false;
-  bool probing = false;
+  unsigned probes = 0;  ///< not answered yet
+  std::chrono::steady_clock::time_point last_probe, last_answer;
   milliseconds backoff{0};
   std::optional<ConnectionState> connection_reported;
   std::future<void> last_closed;
@@ -249,7 +251,7 @@ void LibvirtSource::Impl::on_slow(CallPool::CallId id) {
   slow.timer.async_wait([this, id](const boost::system::error_code& error) {
     if (!error) on_late(id);
   });
-  if (waits_for_libvirt(slow)) probe();
+  if (waits_for_libvirt(slow) && probes == 0) probe();
   pump();
 }
 
@@ -352,7 +354,8 @@ void LibvirtSource::Impl::connected(core::Result<ConnectionPtr> opened, std::str
 void LibvirtSource::Impl::disconnected(const std::string& why) {
   connection.reset();
   ++generation;
-  relist_wanted = relisting = probing = false;
+  relist_wanted = relisting = false;
+  probes = 0;
   domains.on_disconnect();
   rescan_timer.cancel();
   report_connection(false, why);
@@ -379,18 +382,31 @@ void LibvirtSource::Impl::report_connection(bool up, const std::string& detail) 
 /// A call that waits for one domain says nothing about libvirtd. Nor does a list: libvirt takes the lock of
 /// each domain for it (virDomainObjListFilter), and holds one while a killed QEMU waits to be reaped.
 void LibvirtSource::Impl::probe() {
-  if (probing) return;
-  probing = true;
+  last_probe = std::chrono::steady_clock::now();
+  ++probes;
   call<core::Result<void>>(
       nullptr, [from = connection] { return from->ping(); },
       [this, of = generation](const core::Result<void>& answer) {
         if (of != generation) return;
-        probing = false;
+        --probes;
+        last_answer = std::chrono::steady_clock::now();
         if (!answer) disconnected(answer.error().message());
       },
-      [this, of = generation] {
-        if (of == generation) disconnected(options.uri + ": no answer");
+      [this, of = generation, sent = last_probe] {
+        if (of == generation && last_answer < sent) disconnected(options.uri + ": no answer");
       });
+}
+
+/// As long as a call does not return, and the probe itself. For a libvirtd may stop later on; and libvirt's
+/// client may leave a call unsent until the next (virNetClientIO: g_main_loop_quit() has no effect on a
+/// thread that is on its way into the loop), as long as the thread that waits for everybody's answers does
+/// so.
+void LibvirtSource::Impl::probe_again() {
+  const bool waits = probes > 0 || std::ranges::any_of(calls, [this](const auto& entry) {
+                       return entry.second.age != Call::Age::fresh && waits_for_libvirt(entry.second);
+                     });
+  const auto since = std::chrono::steady_clock::now() - last_probe;
+  if (connection && waits && since >= options.call_deadline / kSlowPart) probe();
 }
 
 void LibvirtSource::Impl::relist() {
@@ -405,12 +421,12 @@ void LibvirtSource::Impl::list() {
   call<core::Result<std::vector<ListedDomain>>>(
       std::make_shared<std::atomic<bool>>(true), [from = connection] { return from->running_domains(); },
       [this, of = generation](const auto& running) { listed(of, running); },
-      [this, of = generation] {
-        if (of == generation && !probing) list_is_late();
+      [this, of = generation, sent = std::chrono::steady_clock::now()] {
+        if (of == generation && last_answer > sent) list_is_late();
       });
 }
 
-/// And libvirtd answered the probe.
+/// Though libvirtd has answered a probe since.
 void LibvirtSource::Impl::list_is_late() {
   report_connection(true, description + "; waits for a locked domain with its list");
 }
@@ -484,6 +500,7 @@ void LibvirtSource::Impl::touched(const StatusFiles::Names& names) {
 
 void LibvirtSource::Impl::tick() {
   domains.tick(std::chrono::steady_clock::now());
+  probe_again();
   pump();
 }
 

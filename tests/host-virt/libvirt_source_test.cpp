@@ -438,6 +438,7 @@ TEST_CASE("a domain whose lock libvirt holds holds up neither the others nor the
     CHECK(listener.connections.size() == 3);
   }
   SECTION("then libvirtd stops, too, though nothing new is asked") {
+    listener.wait([] { return false; }, 1s);  // whatever C's change has set off is over
     libvirtd.signal(SIGSTOP);
     CHECK(listener.wait([&] { return !listener.connections.back().connected; }, 10s));
     libvirtd.signal(SIGCONT);
