@@ -133,7 +133,8 @@ std::string render_cpus(std::vector<CpuRow> cpus, std::size_t lines, const Scree
                     {percent(row.cpu)},
                     {percent(row.steal), row.steal < kMuchSteal ? Style::plain : Style::red},
                     {percent(row.throttled)},
-                    {human_duration(row.delay_p99_ns)}});
+                    {human_duration(row.delay_p99_ns)},
+                    {row.exits_per_s ? human_rate(static_cast<double>(*row.exits_per_s)) : "-"}});
   }
   std::string out = render_table({{"VM", false, 12, 0},
                                   {"PROJECT", false, 8, 3},
@@ -141,7 +142,8 @@ std::string render_cpus(std::vector<CpuRow> cpus, std::size_t lines, const Scree
                                   {"CPU", true, 0, 0},
                                   {"STEAL", true, 0, 0},
                                   {"THROTTLED", true, 0, 1},
-                                  {"DELAY P99", true, 0, 2}},
+                                  {"DELAY P99", true, 0, 2},
+                                  {"EXITS/S", true, 0, 4}},
                                  rows, screen);
   if (rows.size() < cpus.size()) out += fmt::format("... and {} more\n", cpus.size() - rows.size());
   return out;

@@ -1,6 +1,8 @@
 // SPDX-License-Identifier: Apache-2.0
 #include "hostd/top_tracker.h"
 
+#include <cmath>
+
 #include "hostd/percentile.h"
 
 namespace kvmscope::hostd {
@@ -63,6 +65,8 @@ std::map<std::string, TopTracker::CpuTotals> TopTracker::cpus_of(std::span<const
     if (count == "kvmscope.vm.cpu.steal.time") all[thread].steal_ns += row.counter.count;
     if (sum == "kvmscope.vm.cpu.steal.time") all[thread].steal_ns += row.counter.sum;
     if (sum == "kvmscope.vm.cpu.throttled.time") all[thread].throttled_ns += row.counter.sum;
+    if (count == "kvmscope.vm.cpu.exits")
+      all[thread].exits = all[thread].exits.value_or(0) + row.counter.count;
     if (row.histogram != nullptr && count == "kvmscope.vm.cpu.delay.duration")
       all[thread].delay += *row.histogram;
   }
@@ -97,6 +101,10 @@ void TopTracker::observe(const tenancy::Epoch& epoch, std::span<const VmReading:
       row.cpu = static_cast<double>(totals.run_ns - last.run_ns) / 1e9 / seconds;
       row.steal = static_cast<double>(totals.steal_ns - last.steal_ns) / 1e9 / seconds;
       row.throttled = static_cast<double>(totals.throttled_ns - last.throttled_ns) / 1e9 / seconds;
+      if (totals.exits) {
+        const auto exits = static_cast<double>(*totals.exits - last.exits.value_or(0));
+        row.exits_per_s = static_cast<std::uint64_t>(std::llround(exits / seconds));
+      }
       row.delay_p99_ns = percentile_ns(difference(totals.delay, last.delay), 0.99);
     }
   }

@@ -43,6 +43,7 @@ class TopTracker {
     std::uint64_t run_ns = 0;
     std::uint64_t steal_ns = 0;
     std::uint64_t throttled_ns = 0;
+    std::optional<std::uint64_t> exits;
     core::HistogramValue delay;
   };
   struct Reading {

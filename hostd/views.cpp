@@ -93,6 +93,7 @@ void visit_cpu(V& row, Visitor&& field) {
   field("steal", row.steal);
   field("throttled", row.throttled);
   field("delay_p99_ns", row.delay_p99_ns);
+  field("exits_per_s", row.exits_per_s);
   field("interval_s", row.interval_s);
 }
 

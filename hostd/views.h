@@ -98,6 +98,7 @@ struct CpuRow {
   double steal = 0;
   double throttled = 0;
   std::optional<std::uint64_t> delay_p99_ns;  ///< vCPUs: wait before each time on a CPU
+  std::optional<std::uint64_t> exits_per_s;   ///< vCPUs under KVM
   double interval_s = 0;
   bool operator==(const CpuRow&) const = default;
 };

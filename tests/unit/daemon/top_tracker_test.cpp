@@ -4,6 +4,7 @@
 #include <algorithm>
 #include <stdexcept>
 
+#include "bpf/abi.h"
 #include "tests/support/catch.h"
 
 namespace kvmscope::hostd {
@@ -69,6 +70,7 @@ TEST_CASE("a thread's share of a CPU in the last interval, its steal and its wai
   const bpf::Kind& steal = kind("kvmscope.vm.cpu.steal.time", bpf::DevSpace::vcpu);
   const bpf::Kind& threads = kind("kvmscope.vm.cpu.time", bpf::DevSpace::vm);
   const bpf::Kind& waits = kind("kvmscope.vm.cpu.delay.duration", bpf::DevSpace::vcpu);
+  const bpf::Kind& exits = kind("kvmscope.vm.cpu.exits", bpf::DevSpace::vcpu);
   const DeviceLabel vcpu{.space = bpf::DevSpace::vcpu, .name = "1", .devs = {1}, .of_domain = true};
   const DeviceLabel vm = vm_label();
   core::HistogramValue histogram;
@@ -76,6 +78,8 @@ TEST_CASE("a thread's share of a CPU in the last interval, its steal and its wai
       {.kind = &time, .sub = 0, .device = &vcpu, .counter = {7'000'000'000, 0}, .histogram = nullptr},
       {.kind = &steal, .sub = 0, .device = &vcpu, .counter = {1'000'000, 2'000'000}, .histogram = nullptr},
       {.kind = &threads, .sub = 2, .device = &vm, .counter = {5, 6}, .histogram = nullptr},
+      {.kind = &exits, .sub = KV_EXIT_HLT, .device = &vcpu, .counter = {100, 0}, .histogram = nullptr},
+      {.kind = &exits, .sub = KV_EXIT_IO, .device = &vcpu, .counter = {1, 0}, .histogram = nullptr},
       {.kind = &waits, .sub = 0, .device = &vcpu, .counter = {}, .histogram = &histogram}};
   tenancy::Epoch epoch;
   TopTracker top;
@@ -88,7 +92,9 @@ TEST_CASE("a thread's share of a CPU in the last interval, its steal and its wai
   rows[0].counter.count += 1'500'000'000;
   rows[1].counter += {500'000'000, 200'000'000};
   rows[2].counter += {20'000'000, 40'000'000};
-  rows[3].histogram = &later;
+  rows[3].counter.count += 3000;
+  rows[4].counter.count += 19;
+  rows[5].histogram = &later;
   top.begin(2);
   top.observe(epoch, rows, 3'000'000'000);
   top.end();
@@ -102,6 +108,8 @@ TEST_CASE("a thread's share of a CPU in the last interval, its steal and its wai
   REQUIRE(cpus[1].cpu == Approx(0.75));
   REQUIRE(cpus[1].steal == Approx(0.25));
   REQUIRE(cpus[1].throttled == Approx(0.1));
+  REQUIRE(cpus[1].exits_per_s == 1510);  // 1509.5, of all reasons
+  REQUIRE_FALSE(cpus[0].exits_per_s);
   REQUIRE(*cpus[1].delay_p99_ns > 31'250'000);
 }
 

@@ -65,12 +65,13 @@ TEST_CASE("Readings and checks come back as they went") {
 
 TEST_CASE("The names in the JSON are those that scripts know") {
   const json top = to_json(TopView{1, {TopRow{}}, {CpuRow{}}});
-  CHECK(top.dump() ==
-        R"({"cpus":[{"cpu":0.0,"delay_p99_ns":null,"interval_s":0.0,"steal":0.0,"tenant":"",)"
-        R"("tenant_name":"","thread":"","throttled":0.0,"uuid":"","vm":""}],)"
-        R"("rows":[{"bytes_per_s":0.0,"direction":"","disk":"","errors":0,"interval_s":0.0,)"
-        R"("operations_per_s":0.0,"p50_ns":null,"p95_ns":null,"p99_ns":null,"queue_p99_ns":null,)"
-        R"("tenant":"","tenant_name":"","uuid":"","vm":""}],"time_unix_ns":1})");
+  CHECK(
+      top.dump() ==
+      R"({"cpus":[{"cpu":0.0,"delay_p99_ns":null,"exits_per_s":null,"interval_s":0.0,"steal":0.0,"tenant":"",)"
+      R"("tenant_name":"","thread":"","throttled":0.0,"uuid":"","vm":""}],)"
+      R"("rows":[{"bytes_per_s":0.0,"direction":"","disk":"","errors":0,"interval_s":0.0,)"
+      R"("operations_per_s":0.0,"p50_ns":null,"p95_ns":null,"p99_ns":null,"queue_p99_ns":null,)"
+      R"("tenant":"","tenant_name":"","uuid":"","vm":""}],"time_unix_ns":1})");
 }
 
 TEST_CASE("What is not a view is an error, not an exception") {
