@@ -1,0 +1,55 @@
+// SPDX-License-Identifier: Apache-2.0
+// exit-cost SECONDS: what a running daemon's programs cost a vCPU's exit and entry, by the kernel's own run
+// counts, beside empty programs on the same hooks. Where guests run under KVM, while one is busy.
+#include <kvm_empty.skel.h>
+
+#include <chrono>
+#include <cstdlib>
+#include <memory>
+#include <thread>
+
+#include "hostd/core/unique_fd.h"
+#include "tests/bench/costs.h"
+
+namespace {
+
+using kvmscope::bpf::test::Cost;
+using kvmscope::bpf::test::Costs;
+using kvmscope::bpf::test::costs;
+using kvmscope::bpf::test::print;
+using kvmscope::bpf::test::since;
+
+struct DestroyEmpty {
+  void operator()(kvm_empty* skeleton) const { kvm_empty__destroy(skeleton); }
+};
+
+int fail(const char* what) {
+  std::fprintf(stderr, "exit-cost: %s\n", what);
+  return 1;
+}
+
+}  // namespace
+
+int main(int argc, char** argv) {
+  const int seconds = argc == 2 ? std::atoi(argv[1]) : 0;
+  if (seconds <= 0) return fail("usage: exit-cost SECONDS");
+  const kvmscope::core::UniqueFd stats(bpf_enable_stats(BPF_STATS_RUN_TIME));
+  if (!stats) return fail("no run-time statistics: needs root");
+  const std::unique_ptr<kvm_empty, DestroyEmpty> empty(kvm_empty__open_and_load());
+  if (!empty || kvm_empty__attach(empty.get()) != 0) return fail("the hooks of KVM are not there");
+  const Costs ours_before = costs("kv_");
+  const Costs none_before = costs("empty_");
+  std::this_thread::sleep_for(std::chrono::seconds(seconds));
+  Costs ours = since(costs("kv_"), ours_before);
+  Costs none = since(costs("empty_"), none_before);
+  print("programs of the daemon:", ours);
+  print("empty programs:", none);
+  const double pair = ours["kv_exit_vcpu"].each() + ours["kv_exit_reason"].each() + ours["kv_entry"].each();
+  const double nothing = none["empty_exit"].each() + none["empty_entry"].each();
+  if (pair <= 0 || nothing <= 0) return fail("nothing left its guest, or no daemon is running");
+  std::printf("an exit and its entry: %.0f ns, empty %.0f ns, ratio %.1f (target 7.5, aim 5)\n", pair,
+              nothing, pair / nothing);
+  const double handed_on = ours["kv_userspace_exit"].each();
+  std::printf("a return to QEMU: %.0f ns more\n", handed_on);
+  return 0;
+}

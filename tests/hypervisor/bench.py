@@ -1,0 +1,23 @@
+# SPDX-License-Identifier: Apache-2.0
+"""Not a test: what tracing costs where guests run under KVM, printed (./dev bench hypervisor)."""
+
+import time
+
+from bed.libvirt import Disk, Domain, Nova
+from bed.shell import BUILD, run
+from bed.storage import LoopDisk
+
+SECONDS = 20
+
+
+def test_print_the_cost_of_exits_and_switches(bed, libvirt, start_hostd, capsys):
+    start_hostd()
+    guest = Domain(bed, libvirt, "bench", [Disk(LoopDisk(bed, "bench", 16), "native")], Nova("tenant-a")).start()
+    config = "/sys/bus/pci/devices/0000:00:00.0/config"
+    guest.background(f"timeout {SECONDS * 20} sh -c 'while :; do cat {config}; done >/dev/null'")
+    time.sleep(5)
+    said = run(BUILD / "tests/bench/exit-cost", SECONDS)
+    guest.destroy()
+    said += "\n" + run(BUILD / "tests/bench/bench-kernel", "cost of a switch", timeout=120)
+    with capsys.disabled():
+        print("\n" + said)
