@@ -42,7 +42,8 @@ enum kv_kind {
   KV_VCPU_EXITS = 9,      /* counter by vCPU, exit reason: exits, ns in the host's kernel to the next entry */
   KV_VCPU_EMULATION = 10, /* counter by vCPU: returns to QEMU, ns in it until the next entry */
   KV_VCPU_HALT = 11,      /* counter by vCPU and kind of halt: -, ns */
-  KV_KINDS = 12,
+  KV_PAGING = 12,         /* counter: major page faults */
+  KV_KINDS = 13,
 };
 
 /* Why a vCPU left its guest: VMX's and SVM's reasons, one number for what is the same. */
@@ -167,7 +168,7 @@ struct kv_slot_info {
   __u32 listed;  /* bit dev: the daemon knows this disk by name; the others were numbered at first sight */
   __u32 files;   /* bit dev: seen as a file under direct I/O, which nothing but a disk's image is */
   __u32 stacked; /* bit dev: seen as a device without requests; those below it are other numbers */
-  __u32 pad;
+  __u32 dying;   /* threads after their exit and before their last switch: they still use time */
   __u64 disk_keys[KV_MAX_DISKS]; /* index = dev; 0 = free; claimed by compare-and-swap from both sides */
 };
 KV_ASSERT(sizeof(struct kv_slot_info) == 280);
@@ -193,7 +194,7 @@ struct kv_process {
 KV_ASSERT(sizeof(struct kv_process) == 16);
 
 enum kv_task_flags {
-  KV_TASK_BASED = 1,   /* run_ns and delay_ns hold: what the task had before it was watched is nobody's */
+  KV_TASK_BASED = 1,   /* its totals hold: what the task had before it was watched is nobody's */
   KV_TASK_MAIN = 2,    /* of the QEMU process itself */
   KV_TASK_ENTERED = 4, /* has entered a guest: a vCPU of KVM */
 };
@@ -201,26 +202,29 @@ enum kv_task_flags {
 /* Where a vCPU's thread is, as far as its time there is measured. */
 enum kv_place { KV_PLACE_GUEST, KV_PLACE_KERNEL, KV_PLACE_QEMU };
 
-/* Kept with each task of a VM: its identity as resolved at `version`, and how far its times have been counted
- * (taken forward by compare-and-swap, whoever is first). */
+/* Kept with each task of a VM: its identity as resolved at `version`, and how far its totals have been
+ * counted (taken forward by compare-and-swap, whoever is first). */
 struct kv_task {
   struct kv_identity id;
   __u32 version;
-  __u8 flags;
-  __u8 thread; /* enum kv_thread */
-  __u16 vcpu;  /* of KV_THREAD_VCPU */
+  __u32 flags; /* enum kv_task_flags, changed by atomics */
   __u64 run_ns;
   __u64 delay_ns;
+  __u64 major_faults;
   __u64 slice_delay_ns; /* the delay at the end of its last time on a CPU */
   __u32 cpu;            /* 1 + the CPU that it was on then; 0: not yet */
+  __u16 vcpu;           /* of KV_THREAD_VCPU */
+  __u8 thread;          /* enum kv_thread */
   __u8 place;           /* enum kv_place, of a vCPU under KVM */
   __u8 exit;            /* enum kv_exit, the last one */
-  __u16 pad;
-  __u64 since_ns;          /* it is there, or back on a CPU */
-  __u64 spent_ns;          /* there, before it was last taken off the CPU */
-  __u64 halt_ns[KV_HALTS]; /* KVM's own totals as far as they are counted */
+  __u8 isa;             /* KVM_ISA_*, as of the first exit; 0: none yet */
+  __u8 pad[6];
+  __u64 since_ns;           /* it is there, or back on a CPU */
+  __u64 spent_ns;           /* there, before it was last taken off the CPU */
+  __u64 halt_ns[KV_HALTS];  /* KVM's own totals as far as they are counted */
+  struct kv_identity dying; /* whose `dying` counts it: from its exit on it is no other's */
 };
-KV_ASSERT(sizeof(struct kv_task) == 88);
+KV_ASSERT(sizeof(struct kv_task) == 112);
 
 enum kv_carry_flags {
   KV_CARRY_PARTIAL = 1,  /* a part has completed: first bio, sector and length have moved on */
@@ -317,12 +321,13 @@ enum kv_event_type {
 /* Records of the rings. */
 struct kv_event_process {
   __u32 type;
-  __u32 pad;
+  __u32 status; /* of KV_EVENT_EXITED: as wait() gives it */
   struct kv_process_key process;
   struct kv_identity id;
   char comm[KV_COMM_BYTES];
+  __u64 monotonic_ns;
 };
-KV_ASSERT(sizeof(struct kv_event_process) == 48);
+KV_ASSERT(sizeof(struct kv_event_process) == 56);
 
 struct kv_event_io_error {
   __u32 type;

@@ -113,6 +113,13 @@ constexpr Instrument kHaltTime{
     .type = InstrumentType::counter,
 };
 
+constexpr Instrument kPagingFaults{
+    .name = "kvmscope.vm.paging.faults",
+    .unit = "{fault}",
+    .description = "Page faults of the VM's processes that had to wait for storage",
+    .type = InstrumentType::counter,
+};
+
 constexpr std::array<std::string_view, KV_OPS> kDirections{"read", "write", "flush", "discard"};
 constexpr std::array<std::string_view, KV_ERRORS> kErrorTypes{"io",        "timeout", "nospc",   "medium",
                                                               "transport", "target",  "notsupp", "other"};
@@ -196,6 +203,8 @@ constexpr auto kExitLabels = labels_of("cpu.exit.reason", kExitReasons);
 constexpr auto kExitSubs = subs_of(kExitLabels);
 constexpr auto kHaltLabels = labels_of("cpu.halt", kHalts);
 constexpr auto kHaltSubs = subs_of(kHaltLabels);
+constexpr std::array<SubLabel, 1> kMajorLabel{{{"paging.type", "major"}}};
+constexpr std::array<Sub, 1> kMajor{{{.labels = kMajorLabel, .always = true}}};
 /// Where there is no KVM these do not exist; with it they come with the first exit.
 constexpr std::array<Sub, 1> kWithKvm{{{.labels = {}}}};
 
@@ -236,6 +245,7 @@ constexpr std::array<Kind, KV_KINDS> kKinds{{
      .count = &kEmulations,
      .sum = &kEmulationTime},
     {.id = KV_VCPU_HALT, .dev_space = DevSpace::vcpu, .subs = kHaltSubs, .sum = &kHaltTime},
+    {.id = KV_PAGING, .dev_space = DevSpace::vm, .subs = kMajor, .count = &kPagingFaults},
 }};
 
 }  // namespace

@@ -125,12 +125,19 @@ Result<SlotIdentity> Identities::rebind(ProcessKey process) {
   if (!before) return fail(ErrorCode::not_found, name_of(process) + " holds no slot");
   auto fresh = pop_spare();
   if (!fresh) return fail(fresh.error());
-  // The identity first, the versions after: who resolves in between resolves again.
-  for (const auto& [follower, value] : table()) {
-    if (!same(value.id, before->id)) continue;
-    const kv_process moved{.id = *fresh, .flags = value.flags, .pad = 0};
-    if (bpf_map_update_elem(procs, &follower, &moved, BPF_EXIST) != 0 && errno != ENOENT) {
-      return fail(Error::from_errno("rebind " + name_of(process)));
+  // The identity first, the versions after: who resolves in between resolves again. The leader before those
+  // that follow it, and until none has the old one: new ones may come meanwhile.
+  const kv_process leader{.id = *fresh, .flags = before->flags, .pad = 0};
+  bpf_map_update_elem(procs, &key, &leader, BPF_EXIST);
+  for (bool moved = true; moved;) {
+    moved = false;
+    for (const auto& [follower, value] : table()) {
+      if (!same(value.id, before->id)) continue;
+      const kv_process follows{.id = *fresh, .flags = value.flags, .pad = 0};
+      if (bpf_map_update_elem(procs, &follower, &follows, BPF_EXIST) != 0 && errno != ENOENT) {
+        return fail(Error::from_errno("rebind " + name_of(process)));
+      }
+      moved = true;
     }
   }
   if (const auto bound = bound_.find(process); bound != bound_.end()) {

@@ -17,9 +17,12 @@ KV_INLINE void mark_vm(__u32 tgid) {
     __sync_fetch_and_or(&globals.vm_tgids[(tgid / 64) % (KV_TGIDS / 64)], 1ULL << (tgid % 64));
 }
 
-KV_INLINE void unmark_vm(__u32 tgid) {
-  if (tgid < KV_TGIDS)
-    __sync_fetch_and_and(&globals.vm_tgids[(tgid / 64) % (KV_TGIDS / 64)], ~(1ULL << (tgid % 64)));
+/* Whether it was marked. */
+KV_INLINE bool unmark_vm(__u32 tgid) {
+  __u64 bit = 1ULL << (tgid % 64);
+
+  if (tgid >= KV_TGIDS) return false;
+  return __sync_fetch_and_and(&globals.vm_tgids[(tgid / 64) % (KV_TGIDS / 64)], ~bit) & bit;
 }
 
 KV_INLINE void forget_resolved(__u32 tgid) {
@@ -66,9 +69,9 @@ static __noinline bool find_identity(struct task_struct* task, struct kv_identit
   return true;
 }
 
-/* --- CPU time
- * The kernel's own totals of a thread (sum_exec_runtime, run_delay), taken forward at each reading and when
- * the thread dies. Nothing is added up at a switch. */
+/* --- totals of a thread
+ * The kernel's own (sum_exec_runtime, run_delay, maj_flt), taken forward at each reading and when the thread
+ * dies. Nothing is added up at a switch. */
 
 /* How much the total has grown since it was last counted, by whomever: each ns is one caller's. */
 KV_INLINE __u64 take_growth(__u64* counted, __u64 now) {
@@ -86,7 +89,8 @@ static __noinline void count_time(struct task_struct* task, struct kv_task* kept
   if (!(kept->flags & KV_TASK_BASED) || !id.generation) return; /* whoever gets it gets it all */
   __u64 run_ns = take_growth(&kept->run_ns, task->se.sum_exec_runtime);
   __u64 delay_ns = take_growth(&kept->delay_ns, task->sched_info.run_delay);
-  if (!run_ns && !delay_ns) return;
+  __u64 major_faults = take_growth(&kept->major_faults, task->maj_flt);
+  if (!run_ns && !delay_ns && !major_faults) return;
   __u32 thread = kept->thread;
   if (thread == KV_THREAD_EMULATOR && !(kept->flags & KV_TASK_MAIN)) thread = KV_THREAD_OTHER;
   bool vcpu = thread == KV_THREAD_VCPU;
@@ -98,20 +102,54 @@ static __noinline void count_time(struct task_struct* task, struct kv_task* kept
   }
   __sync_fetch_and_add(&cell->count, run_ns);
   __sync_fetch_and_add(&cell->sum, delay_ns);
+  if (!major_faults) return;
+  cell = counter_cell(id, KV_PAGING, 0, 0);
+  if (cell) __sync_fetch_and_add(&cell->count, major_faults);
 }
 
-/* What the task has used so far is nobody's. */
-KV_INLINE void begin_time(struct kv_task* kept, __u64 run_ns, __u64 delay_ns) {
-  kept->run_ns = run_ns;
-  kept->delay_ns = delay_ns;
-  kept->slice_delay_ns = delay_ns;
+KV_INLINE bool starts_with(const char* name, const char* start, int length) {
+  for (int i = 0; i < length; i++)
+    if (name[i] != start[i]) return false;
+  return true;
+}
+
+/* QEMU names its threads, if libvirt asks it to (-name debug-threads=on): "CPU 3/KVM", "IO iothread1";
+ * the kernel names vhost's workers "vhost-PID". */
+KV_INLINE void classify(struct kv_task* kept, const char* comm) {
+  __u32 number = 0;
+  __u8 thread = KV_THREAD_EMULATOR;
+
+  if (starts_with(comm, "IO ", 3)) {
+    thread = KV_THREAD_IOTHREAD;
+  } else if (starts_with(comm, "vhost-", 6)) {
+    thread = KV_THREAD_VHOST;
+  } else if (starts_with(comm, "CPU ", 4) && comm[4] != '/') {
+    for (int i = 4; i < 9; i++) {
+      if (comm[i] == '/') {
+        if (number < KV_MAX_VCPUS) thread = KV_THREAD_VCPU;
+        break;
+      }
+      if (comm[i] < '0' || comm[i] > '9') break;
+      number = number * 10 + (comm[i] - '0');
+    }
+  }
+  if (thread == KV_THREAD_VCPU) kept->vcpu = number;
+  kept->thread = thread;
+}
+
+/* What the task has used so far is nobody's: a new one has used nothing. */
+KV_INLINE void begin_time(struct task_struct* task, struct kv_task* kept) {
+  kept->run_ns = task->se.sum_exec_runtime;
+  kept->delay_ns = task->sched_info.run_delay;
+  kept->slice_delay_ns = kept->delay_ns;
+  kept->major_faults = task->maj_flt;
   barrier();
-  kept->flags |= KV_TASK_BASED;
+  __sync_fetch_and_or(&kept->flags, KV_TASK_BASED);
 }
 
-/* From now on the task's time is counted; called what it is once it has a name of its own. */
-static __noinline __attribute__((unused)) void begin_thread(struct task_struct* task, __u64 run_ns,
-                                                            __u64 delay_ns) {
+/* From now on the task's time is counted. A new thread still has its maker's name, which says nothing, unless
+ * the kernel named it (vhost's since 6.4). */
+static __noinline __attribute__((unused)) void begin_thread(struct task_struct* task) {
   struct kv_task* kept = bpf_task_storage_get(&task_id, task, 0, BPF_LOCAL_STORAGE_GET_F_CREATE);
 
   if (!kept) {
@@ -120,7 +158,8 @@ static __noinline __attribute__((unused)) void begin_thread(struct task_struct* 
   }
   if (kept->flags & KV_TASK_BASED) return;
   kept->thread = KV_THREAD_EMULATOR;
-  begin_time(kept, run_ns, delay_ns);
+  if (starts_with(task->comm, "vhost-", 6)) kept->thread = KV_THREAD_VHOST;
+  begin_time(task, kept);
 }
 
 /* Brings what is kept up to date with the daemon's tables. False: the task is nobody's (any more). */
@@ -129,15 +168,16 @@ static __noinline bool refresh(struct task_struct* task, struct kv_task* kept) {
   struct kv_identity id = {};
   bool main = false;
 
+  if (kept->dying.generation) return true;
   if (kept->version == version && kept->id.generation) return true;
   if (!find_identity(task, &id, &main)) return false;
   /* Handed over: its time up to now is the former one's. */
   if (kept->id.generation && kept->id.generation != id.generation) count_time(task, kept);
   *(volatile __u64*)&kept->id = *(__u64*)&id;
   if (main)
-    kept->flags |= KV_TASK_MAIN;
+    __sync_fetch_and_or(&kept->flags, KV_TASK_MAIN);
   else
-    kept->flags &= ~KV_TASK_MAIN;
+    __sync_fetch_and_and(&kept->flags, ~KV_TASK_MAIN);
   barrier();
   kept->version = version;
   return true;
@@ -153,6 +193,25 @@ static __noinline void leave_place(struct kv_task* kept, __u64 here_ns) {
   if (cell) __sync_fetch_and_add(&cell->sum, kept->spent_ns + here_ns);
   kept->place = KV_PLACE_GUEST;
   kept->spent_ns = 0;
+}
+
+/* From a thread's exit until its last switch its slot must be there: what it counts at the last was used up
+ * to then, and giving back what its process held can take seconds. */
+static __noinline __attribute__((unused)) void begin_death(struct task_struct* task, struct kv_task* kept) {
+  struct kv_slot_info* info = info_of(kept->id);
+
+  count_time(task, kept);
+  if (kept->place != KV_PLACE_GUEST) leave_place(kept, bpf_ktime_get_ns() - kept->since_ns);
+  if (!info || kept->dying.generation) return;
+  __sync_fetch_and_add(&info->dying, 1);
+  *(volatile __u64*)&kept->dying = *(__u64*)&kept->id;
+}
+
+static __noinline __attribute__((unused)) void end_death(struct task_struct* task, struct kv_task* kept) {
+  count_time(task, kept);
+  if (!kept->dying.generation) return;
+  struct kv_slot_info* info = info_of(kept->dying);
+  if (info) __sync_fetch_and_sub(&info->dying, 1);
 }
 
 /* --- the current task */

@@ -19,6 +19,7 @@ typedef struct {
 
 struct signal_struct {
   atomic_t live;
+  int group_exit_code;
 };
 
 struct kernfs_node {
@@ -59,6 +60,9 @@ struct task_struct {
   __u64 start_boottime;
   struct signal_struct* signal;
   struct css_set* cgroups;
+  unsigned int flags;
+  unsigned long maj_flt;
+  int exit_code;
 };
 
 struct task_struct___5_13 { /* __state since 2f064a59a11f */

@@ -24,29 +24,34 @@ KV_INLINE void go_to(struct kv_task* kept, enum kv_place place, __u64 now_ns) {
   kept->place = place;
 }
 
-/* The exit counts at once: one that lasts is there at every reading. Its time comes with the next entry.
- * Where the kernel goes back in without one (a fast path) the time is not told from the guest's. */
-KV_INLINE void leave_guest(__u32 reason) {
+KV_INLINE void count_exit(struct kv_task* kept, __u32 reason) {
+  struct kv_counter* cell = counter_cell(kept->id, KV_VCPU_EXITS, kept->vcpu, reason);
+
+  if (cell) __sync_fetch_and_add(&cell->count, 1);
+}
+
+/* The exit counts at once: one that lasts is there at every reading. Its time comes with the next entry. */
+KV_INLINE void leave_guest(__u32 reason, __u32 isa) {
   struct kv_task* kept = this_vcpu();
 
   if (!kept || kept->thread != KV_THREAD_VCPU) return;
   kept->exit = reason;
+  kept->isa = isa;
   kept->spent_ns = 0;
-  struct kv_counter* cell = counter_cell(kept->id, KV_VCPU_EXITS, kept->vcpu, reason);
-  if (cell) __sync_fetch_and_add(&cell->count, 1);
+  count_exit(kept, reason);
   go_to(kept, KV_PLACE_KERNEL, bpf_ktime_get_ns());
 }
 
 SEC("tp_btf/kvm_exit")
 int BPF_PROG(kv_exit_vcpu, struct kvm_vcpu* vcpu, __u32 isa) {
-  if (vcpu) leave_guest(exit_of_vcpu(vcpu, isa));
+  if (vcpu) leave_guest(exit_of_vcpu(vcpu, isa), isa);
   return 0;
 }
 
 /* Before 0a62a0319abb (5.16) the reason came first. */
 SEC("tp_btf/kvm_exit")
 int BPF_PROG(kv_exit_reason, __u32 reason, struct kvm_vcpu* vcpu, __u32 isa) {
-  if (vcpu) leave_guest(isa == KVM_ISA_VMX ? vmx_exit(reason) : svm_exit(reason, false));
+  if (vcpu) leave_guest(isa == KVM_ISA_VMX ? vmx_exit(reason) : svm_exit(reason, false), isa);
   return 0;
 }
 
@@ -90,10 +95,15 @@ int BPF_PROG(kv_entry, struct kvm_vcpu* vcpu) {
     count_time(bpf_get_current_task_btf(), kept);
     kept->vcpu = vcpu->vcpu_id;
     kept->thread = KV_THREAD_VCPU;
-    kept->flags |= KV_TASK_ENTERED;
+    __sync_fetch_and_or(&kept->flags, KV_TASK_ENTERED);
     count_halt(vcpu, kept, true);
   }
-  if (kept->place == KV_PLACE_GUEST) return 0;
+  if (kept->place == KV_PLACE_GUEST) {
+    /* Older SVM has no kvm_exit where it goes back in on its fast path: the time is not told from the
+     * guest's. */
+    if (kept->isa) count_exit(kept, exit_of_vcpu(vcpu, kept->isa));
+    return 0;
+  }
   if (kept->exit == KV_EXIT_HLT) count_halt(vcpu, kept, false);
   leave_place(kept, bpf_ktime_get_ns() - kept->since_ns);
   return 0;

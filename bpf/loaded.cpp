@@ -185,8 +185,8 @@ Result<void> Loaded::configure(const Options& options) {
     const bool wanted = !why_not_.contains(name) || (later && kernel_has_tracepoint(tracepoint));
     bpf_program__set_autoload(program, wanted);
   }
-  for (const char* needed : {"kv_rq_issue", "kv_rq_complete", "kv_exec", "kv_fork", "kv_exit", "kv_switch",
-                             "kv_rename", by_getrq ? "kv_getrq" : "kv_io_start"}) {
+  for (const char* needed : {"kv_rq_issue", "kv_rq_complete", "kv_exec", "kv_fork", "kv_new_thread",
+                             "kv_exit", "kv_switch", "kv_rename", by_getrq ? "kv_getrq" : "kv_io_start"}) {
     if (const auto why = why_not_.find(needed); why != why_not_.end()) {
       return fail(ErrorCode::unsupported, why->second + ", which " + needed + " needs");
     }
@@ -273,7 +273,7 @@ Result<void> Loaded::attach() {
   for (bpf_program* program :
        {all.kv_rq_complete, all.kv_rq_issue, all.kv_rq_requeue, all.kv_rq_merge, all.kv_bio_backmerge,
         all.kv_bio_frontmerge, all.kv_io_start, all.kv_getrq, all.kv_threads, all.kv_switch, all.kv_rename,
-        all.kv_exit, all.kv_fork, all.kv_exec}) {
+        all.kv_exit, all.kv_new_thread, all.kv_fork, all.kv_exec}) {
     if (!bpf_program__autoload(program)) continue;
     if (auto done = attach_one(program); !done) return done;
   }

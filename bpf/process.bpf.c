@@ -3,14 +3,17 @@
 #include "account.bpf.h"
 #include "identity.bpf.h"
 
-KV_INLINE void report(__u32 type, const struct kv_process_key* key, struct kv_identity id) {
+#define PF_KTHREAD 0x00200000 /* include/linux/sched.h */
+
+KV_INLINE void report(__u32 type, const struct kv_process_key* key, struct kv_identity id, __u32 status) {
   struct kv_event_process* record = reserve_event(0, sizeof(*record));
 
   if (!record) return;
   record->type = type;
-  record->pad = 0;
+  record->status = status;
   record->process = *key;
   record->id = id;
+  record->monotonic_ns = bpf_ktime_get_ns();
   bpf_get_current_comm(record->comm, sizeof(record->comm));
   bpf_ringbuf_submit(record, 0);
 }
@@ -38,7 +41,7 @@ KV_INLINE void claim_slot(const struct kv_process_key* key) {
   if (bpf_map_pop_elem(&spares, &process.id)) {
     mark_vm(key->tgid); /* counts in the host's slot until the daemon gives it one */
     count_stat(KV_STAT_NO_SPARE);
-    report(KV_EVENT_NO_SPARE, key, process.id);
+    report(KV_EVENT_NO_SPARE, key, process.id, 0);
     return;
   }
   long failed = bpf_map_update_elem(&procs, key, &process, BPF_NOEXIST);
@@ -54,7 +57,7 @@ KV_INLINE void claim_slot(const struct kv_process_key* key) {
   __sync_fetch_and_sub(&globals.spare_count, 1);
   forget_resolved(key->tgid);
   mark_vm(key->tgid);
-  report(KV_EVENT_CLAIMED, key, process.id);
+  report(KV_EVENT_CLAIMED, key, process.id, 0);
 }
 
 SEC("tp_btf/sched_process_exec")
@@ -67,7 +70,7 @@ int BPF_PROG(kv_exec, struct task_struct* task, int old_pid, struct linux_binprm
   if (!qemu && !is_vm(tgid)) {
     if (!bound_cgroup(task)) return 0;
     mark_vm(tgid); /* a new helper in a VM's cgroup */
-    begin_thread(task, task->se.sum_exec_runtime, task->sched_info.run_delay);
+    begin_thread(task);
     return 0;
   }
   struct kv_process* known = is_vm(tgid) ? bpf_map_lookup_elem(&procs, &key) : 0;
@@ -86,28 +89,69 @@ int BPF_PROG(kv_exec, struct task_struct* task, int old_pid, struct linux_binprm
   }
   if (qemu && !known) claim_slot(&key);
   /* What libvirt's child did before it became QEMU is not the VM's. */
-  begin_thread(task, task->se.sum_exec_runtime, task->sched_info.run_delay);
+  begin_thread(task);
   return 0;
 }
 
-SEC("tp_btf/sched_process_fork")
-int BPF_PROG(kv_fork, struct task_struct* parent, struct task_struct* child) {
+/* A process of its own, but the VM's. */
+static __noinline void follow(struct task_struct* leader, struct task_struct* follower, __u32 flags) {
   struct kv_process_key key;
-  __u32 tgid = child->tgid;
-  __u32 parent_tgid = parent->tgid;
+  __u32 tgid = follower->tgid;
 
-  if (!is_vm(parent_tgid)) return 0;
-  begin_thread(child, 0, 0);
-  if (tgid == parent_tgid) return 0;
-  process_key(parent, &key);
+  process_key(leader, &key);
   struct kv_process* known = bpf_map_lookup_elem(&procs, &key);
   if (known) {
-    struct kv_process inherited = {.id = known->id, .flags = KV_PROCESS_FOLLOWS | KV_PROCESS_CHILD};
-    process_key(child, &key);
+    struct kv_process inherited = {.id = known->id, .flags = KV_PROCESS_FOLLOWS | flags};
+    process_key(follower, &key);
     if (bpf_map_update_elem(&procs, &key, &inherited, BPF_ANY)) count_stat(KV_STAT_MAP_ERROR);
   }
   forget_resolved(tgid);
   mark_vm(tgid);
+}
+
+SEC("tp_btf/sched_process_fork")
+int BPF_PROG(kv_fork, struct task_struct* parent, struct task_struct* child) {
+  __u32 tgid = parent->tgid;
+
+  if (!is_vm(tgid) || (__u32)child->tgid == tgid) return 0;
+  follow(parent, child, KV_PROCESS_CHILD);
+  begin_thread(child);
+  return 0;
+}
+
+/* Any thread: those that the kernel makes for a process (io_uring's, vhost's) come without a fork. (Their
+ * first wake-up is no place to allocate: before 6.4 the allocator may wake somebody itself, under the same
+ * lock.) */
+SEC("tp_btf/task_newtask")
+int BPF_PROG(kv_new_thread, struct task_struct* task) {
+  if (task && is_vm(task->tgid)) begin_thread(task);
+  return 0;
+}
+
+/* Before 6.4 vhost's workers, and KVM's helpers of a VM, are processes of the kernel's own, named in the
+ * context of the QEMU that they are made for. */
+KV_INLINE bool works_for_current(struct task_struct* task, const char* name) {
+  if (!(task->flags & PF_KTHREAD) || !is_vm(bpf_get_current_pid_tgid() >> 32)) return false;
+  return starts_with(name, "vhost-", 6) || starts_with(name, "kvm-", 4);
+}
+
+SEC("tp_btf/task_rename")
+int BPF_PROG(kv_rename, struct task_struct* task, const char* comm) {
+  char name[KV_COMM_BYTES] = {};
+
+  if (!task) return 0;
+  bool known = is_vm(task->tgid);
+  if (!known && !(task->flags & PF_KTHREAD)) return 0;
+  bpf_probe_read_kernel_str(name, sizeof(name), comm);
+  if (!known) {
+    if (!works_for_current(task, name)) return 0;
+    follow(bpf_get_current_task_btf(), task, 0);
+    begin_thread(task);
+  }
+  struct kv_task* kept = bpf_task_storage_get(&task_id, task, 0, 0);
+  if (!kept) return 0;
+  count_time(task, kept); /* so far it was what it was called */
+  classify(kept, name);
   return 0;
 }
 
@@ -115,20 +159,20 @@ SEC("tp_btf/sched_process_exit")
 int BPF_PROG(kv_exit, struct task_struct* task) {
   struct kv_process_key key;
   __u32 tgid = task->tgid;
+  bool marked = is_vm(tgid);
 
-  if (!is_vm(tgid)) return 0;
-  /* Its last time is counted at its last switch, when the tables may know it no more. */
+  /* Of several last threads any may come here first and take the mark. */
   struct kv_task* kept = bpf_task_storage_get(&task_id, task, 0, 0);
-  if (kept) refresh(task, kept);
-  if (task->signal->live.counter) return 0;
+  if (kept && (marked ? refresh(task, kept) : kept->id.generation)) begin_death(task, kept);
+  if (!marked || task->signal->live.counter || !unmark_vm(tgid)) return 0;
   process_key(task, &key);
-  unmark_vm(tgid);
   struct kv_process* known = bpf_map_lookup_elem(&procs, &key);
   if (!known) return 0;
   struct kv_identity id = known->id;
   if (!(known->flags & KV_PROCESS_FOLLOWS)) {
+    __u32 status = task->signal->group_exit_code;
     /* The daemon removes the entry when it has seen the end. */
-    report(KV_EVENT_EXITED, &key, id);
+    report(KV_EVENT_EXITED, &key, id, status ? status : task->exit_code);
   } else {
     bpf_map_delete_elem(&procs, &key);
   }

@@ -9,46 +9,6 @@
 
 #define TASK_DEAD 0x80 /* include/linux/sched.h */
 
-/* --- which thread is it? */
-
-/* QEMU names its threads, if libvirt asks it to (-name debug-threads=on): "CPU 3/KVM", "IO iothread1";
- * the kernel names vhost's workers "vhost-PID". */
-KV_INLINE void classify(struct kv_task* kept, const char* comm) {
-  __u32 number = 0;
-  __u8 thread = KV_THREAD_EMULATOR;
-
-  if (comm[0] == 'I' && comm[1] == 'O' && comm[2] == ' ') {
-    thread = KV_THREAD_IOTHREAD;
-  } else if (comm[0] == 'v' && comm[1] == 'h' && comm[2] == 'o' && comm[3] == 's' && comm[4] == 't' &&
-             comm[5] == '-') {
-    thread = KV_THREAD_VHOST;
-  } else if (comm[0] == 'C' && comm[1] == 'P' && comm[2] == 'U' && comm[3] == ' ' && comm[4] != '/') {
-    for (int i = 4; i < 9; i++) {
-      if (comm[i] == '/') {
-        if (number < KV_MAX_VCPUS) thread = KV_THREAD_VCPU;
-        break;
-      }
-      if (comm[i] < '0' || comm[i] > '9') break;
-      number = number * 10 + (comm[i] - '0');
-    }
-  }
-  if (thread == KV_THREAD_VCPU) kept->vcpu = number;
-  kept->thread = thread;
-}
-
-SEC("tp_btf/task_rename")
-int BPF_PROG(kv_rename, struct task_struct* task, const char* comm) {
-  char name[KV_COMM_BYTES] = {};
-
-  if (!task || !is_vm(task->tgid)) return 0;
-  struct kv_task* kept = bpf_task_storage_get(&task_id, task, 0, 0);
-  if (!kept) return 0;
-  bpf_probe_read_kernel_str(name, sizeof(name), comm);
-  count_time(task, kept); /* so far it was what it was called */
-  classify(kept, name);
-  return 0;
-}
-
 /* --- totals */
 
 /* A thread older than its being watched begins here. */
@@ -57,7 +17,7 @@ static __noinline void meet(struct task_struct* task, struct kv_task* kept) {
 
   bpf_probe_read_kernel(name, sizeof(name), task->comm);
   classify(kept, name);
-  begin_time(kept, task->se.sum_exec_runtime, task->sched_info.run_delay);
+  begin_time(task, kept);
 }
 
 /* Run by the daemon before a reading. */
@@ -138,7 +98,7 @@ int BPF_PROG(kv_switch, bool preempt, struct task_struct* prev, struct task_stru
   struct kv_task* kept = bpf_task_storage_get(&task_id, prev, 0, 0);
   if (!kept) return 0;
   refresh(prev, kept);
-  if (state & TASK_DEAD) count_time(prev, kept);
+  if (state & TASK_DEAD) end_death(prev, kept);
   suspend(kept, state & TASK_DEAD);
   if (kept->thread == KV_THREAD_VCPU && kept->flags & KV_TASK_BASED && kept->id.generation)
     end_slice(prev, kept, preempt || !state);

@@ -17,6 +17,7 @@
 #include "bpf/abi.h"
 #include "bpf/identities.h"
 #include "bpf/loaded.h"
+#include "bpf/process_files.h"
 #include "bpf/rings.h"
 #include "bpf/slot_maps.h"
 
@@ -136,6 +137,7 @@ struct Tracer::Impl {
     store(info.listed, 0);
     store(info.files, 0);
     store(info.stacked, 0);
+    store(info.dying, 0);
     for (__u64& key : info.disk_keys) __atomic_store_n(&key, 0, __ATOMIC_RELAXED);
     store(info.generation, identity.generation.value);
   }
@@ -171,7 +173,9 @@ void Tracer::Impl::on_record(std::uint32_t tenant_index, std::span<const std::by
   if (record == nullptr || !options.on_process) return;
   ProcessEvent event{.process = {.tgid = record->process.tgid, .start_ticks = record->process.start_ticks},
                      .identity = identity_of(record->id),
-                     .comm = std::string(record->comm, ::strnlen(record->comm, sizeof(record->comm)))};
+                     .comm = std::string(record->comm, ::strnlen(record->comm, sizeof(record->comm))),
+                     .wait_status = static_cast<int>(record->status),
+                     .monotonic_ns = record->monotonic_ns};
   if (*type == KV_EVENT_EXITED) event.type = ProcessEvent::Type::exited;
   if (*type == KV_EVENT_NO_SPARE) event.type = ProcessEvent::Type::no_spare_slot;
   options.on_process(event);
@@ -415,11 +419,16 @@ std::size_t Tracer::in_flight(SlotIdentity identity) const {
   };
   const kv_globals& globals = impl_->loaded->globals();
   auto count = static_cast<std::size_t>(std::ranges::count_if(impl_->loaded->carries(), under_way));
+  if (const kv_slot_info* info = impl_->info_of(identity); info != nullptr) count += load(info->dying);
   if (__atomic_load_n(&globals.overflow_live, __ATOMIC_RELAXED) > 0)
     count += count_values<kv_carry>(impl_->loaded->maps().carry_overflow, under_way);
   if (__atomic_load_n(&globals.bios_live, __ATOMIC_RELAXED) > 0)
     count += count_values<kv_bio>(impl_->loaded->maps().bios, under_way);
   return count;
+}
+
+bool Tracer::has_threads(core::ProcessKey process) const {
+  return process_has_threads(process.tgid, process.start_ticks);
 }
 
 std::vector<SelfStat> Tracer::self_stats() const {

@@ -66,6 +66,8 @@ struct ProcessEvent {
   core::ProcessKey process;
   core::SlotIdentity identity;  ///< slot 0 with no_spare_slot
   std::string comm;
+  int wait_status = 0;             ///< of exited: as wait() gives it
+  std::uint64_t monotonic_ns = 0;  ///< when it happened; 0: not seen happening
 };
 
 /// A block request of a VM that failed.
@@ -178,8 +180,10 @@ class Tracer {
   /// Counts the CPU time of all VM threads up to now: to be called before a reading, and when a process has
   /// got or changed its slot. About 100 ns for each thread of the host.
   void count_threads();
-  /// Requests under way that will count in this slot.
+  /// Requests under way that will count in this slot, and threads that have not quite ended.
   std::size_t in_flight(core::SlotIdentity identity) const;
+  /// Whether any thread of the process is more than a zombie.
+  bool has_threads(core::ProcessKey process) const;
 
   // --- disks of a slot
   // ---------------------------------------------------------------------------------------

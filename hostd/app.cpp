@@ -228,10 +228,14 @@ void App::Impl::on_process(const bpf::ProcessEvent& event) {
     case Type::claimed:
       discovery.describe(event.process, [this, event](const std::optional<tenancy::ProcessHint>& hint) {
         keeper.on_claimed(event.process, event.identity, event.comm, hint);
+        if (event.monotonic_ns != 0) cycle.on_process_start(event);
       });
       return;
     case Type::exited:
-      discovery.after([this, process = event.process] { keeper.on_process_exit(process); });
+      discovery.after([this, event] {
+        keeper.on_process_exit(event.process);
+        cycle.on_process_end(event);
+      });
       return;
     case Type::no_spare_slot:
       log_event(LogLevel::warn, "no spare slot for a process", {{"pid", event.process.tgid}});
@@ -267,8 +271,7 @@ void App::Impl::rescan() {
   // What the kernel gave a slot while its record was lost in a full ring, alive or not.
   for (const auto& [process, identity] : tracer->processes()) {
     if (registry.by_slot(identity) == nullptr) {
-      on_process(
-          {.type = bpf::ProcessEvent::Type::claimed, .process = process, .identity = identity, .comm = {}});
+      on_process({.type = bpf::ProcessEvent::Type::claimed, .process = process, .identity = identity});
     }
   }
   std::vector<core::ProcessKey> known;

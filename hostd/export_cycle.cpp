@@ -1,7 +1,11 @@
 // SPDX-License-Identifier: Apache-2.0
 #include "hostd/export_cycle.h"
 
+#include <sys/wait.h>
+
 #include <algorithm>
+#include <csignal>
+#include <cstring>
 #include <ctime>
 #include <utility>
 
@@ -239,14 +243,49 @@ void ExportCycle::submit(Outgoing outgoing) {
                  });
 }
 
+std::uint64_t ExportCycle::unix_time(std::uint64_t monotonic_ns) const {
+  const std::uint64_t now_ns = clock_.monotonic_ns();
+  return clock_.unix_ns() - (now_ns - std::min(monotonic_ns, now_ns));
+}
+
 void ExportCycle::on_io_error(core::SlotIdentity identity, const bpf::IoErrorEvent& event) {
   PendingLogs& pending = logs_[identity.generation];
-  if (pending.records.size() >= kMaxLogs) {
+  if (pending.io_errors.size() < kMaxLogs) {
+    pending.io_errors.push_back({event, unix_time(event.monotonic_ns)});
+  } else {
     ++pending.lost;
-    return;
   }
-  const std::uint64_t age_ns = clock_.monotonic_ns() - std::min(event.monotonic_ns, clock_.monotonic_ns());
-  pending.records.push_back({event, clock_.unix_ns() - age_ns});
+}
+
+void ExportCycle::on_process_start(const bpf::ProcessEvent& event) {
+  // A probe of libvirt's, or a QEMU in a container, is no VM.
+  if (registry_.by_slot(event.identity) == nullptr) return;
+  logs_[event.identity.generation].life.push_back({.event_name = "kvmscope.vm.started",
+                                                   .severity = core::Severity::info,
+                                                   .time_unix_ns = unix_time(event.monotonic_ns),
+                                                   .body = "QEMU started"});
+}
+
+void ExportCycle::on_process_end(const bpf::ProcessEvent& event) {
+  const tenancy::Epoch* epoch = registry_.by_slot(event.identity);
+  if (epoch == nullptr) return;
+  const int status = event.wait_status;
+  const bool killed = WIFSIGNALED(status);
+  const bool well = !killed && WEXITSTATUS(status) == 0;
+  core::LogRecord record{.event_name = "kvmscope.vm.ended",
+                         .severity = well ? core::Severity::info : core::Severity::error,
+                         .time_unix_ns = unix_time(event.monotonic_ns),
+                         .body = well ? "QEMU ended" : "QEMU failed"};
+  if (killed) {
+    const char* name = ::sigabbrev_np(WTERMSIG(status));
+    record.body = WCOREDUMP(status) ? "QEMU was killed and dumped core" : "QEMU was killed";
+    record.attributes.push_back({"kvmscope.exit.signal", name != nullptr ? "SIG" + std::string(name)
+                                                                         : std::to_string(WTERMSIG(status))});
+  } else {
+    record.attributes.push_back({"process.exit.code", std::int64_t{WEXITSTATUS(status)}});
+  }
+  if (epoch->facts) ++(killed ? ends_.killed : well ? ends_.well : ends_.failed);
+  logs_[event.identity.generation].life.push_back(std::move(record));
 }
 
 void ExportCycle::send_logs() {
@@ -265,10 +304,10 @@ void ExportCycle::send_logs() {
     for (const bool operators : {false, true}) {
       const core::TenantId& reader = operators ? kOperator : epoch->tenant;
       if (reader.value.empty() || data == nullptr) continue;
-      std::vector<core::LogRecord> records;
-      for (const PendingLog& log : found.mapped().records) {
+      std::vector<core::LogRecord> records = found.mapped().life;
+      for (const IoError& error : found.mapped().io_errors) {
         records.push_back(
-            io_error_record(log.event, log.unix_ns, device_name(*data, log.event.dev), operators));
+            io_error_record(error.event, error.unix_ns, device_name(*data, error.event.dev), operators));
       }
       const auto batch = batches.try_emplace(reader, reader, exporters::Signal::logs).first;
       batch->second.add(vm_resource(*epoch, operators), exporters::encode_logs(records), records.size());
@@ -325,6 +364,7 @@ void ExportCycle::run(SelfReading self) {
     self.cycle_ns = last_cycle_ns_;
     self.closed_epochs_waiting = closed_.size();
     self.closed_epochs_lost = closed_lost_;
+    self.ends = ends_;
     for (const auto& [tenant, records] : logs_lost_) {
       self.logs_lost.push_back({tenant == kOperator ? std::string() : tenant.value, records});
     }

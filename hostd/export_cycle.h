@@ -36,6 +36,9 @@ class ExportCycle {
 
   /// A failed request of a VM: becomes a log record of its owner, once the owner is known.
   void on_io_error(core::SlotIdentity identity, const bpf::IoErrorEvent& event);
+  /// A QEMU was seen to start, or to end: likewise.
+  void on_process_start(const bpf::ProcessEvent& event);
+  void on_process_end(const bpf::ProcessEvent& event);
 
  private:
   /// How far an ended epoch's last values have come on one stream.
@@ -48,14 +51,15 @@ class ExportCycle {
     bool ended() const { return tenant == Delivery::done && operators == Delivery::done; }
     bool due() const { return tenant == Delivery::due || operators == Delivery::due; }
   };
-  struct PendingLog {
+  struct IoError {
     bpf::IoErrorEvent event;
     std::uint64_t unix_ns = 0;
   };
-  /// One VM's failed requests since they were last sent. Bounded by itself: no VM's errors push out
-  /// another's.
+  /// What happened to one VM since it was last sent. Failed requests are bounded, for each VM by itself: none
+  /// pushes out another's.
   struct PendingLogs {
-    std::vector<PendingLog> records;
+    std::vector<core::LogRecord> life;
+    std::vector<IoError> io_errors;
     std::uint64_t lost = 0;
   };
   /// How the operator saw a VM while nobody owned it.
@@ -90,6 +94,7 @@ class ExportCycle {
   void submit(Outgoing outgoing);
   void delivered(const std::vector<std::uint64_t>& finals, bool operators,
                  exporters::Stream::Outcome outcome);
+  std::uint64_t unix_time(std::uint64_t monotonic_ns) const;
   void send_logs();
   void forget(std::uint64_t serial);
   void limit_closed();
@@ -113,6 +118,7 @@ class ExportCycle {
   std::uint64_t cycles_ = 0;
   std::uint64_t closed_lost_ = 0;
   std::map<core::TenantId, std::uint64_t> logs_lost_;
+  VmEnds ends_;
   std::uint64_t last_cycle_ns_ = 0;
 };
 

@@ -65,6 +65,8 @@ constexpr Instrument kClosedWaiting{"kvmscope.epochs.waiting", "{epoch}",
                                     InstrumentType::gauge};
 constexpr Instrument kClosedLost{"kvmscope.epochs.lost", "{epoch}",
                                  "Ended VM epochs given up because too many waited", InstrumentType::counter};
+constexpr Instrument kEnded{"kvmscope.vms.ended", "{vm}", "VMs whose QEMU was seen to end, by how",
+                            InstrumentType::counter};
 constexpr Instrument kLogsLost{"kvmscope.logs.lost", "{record}",
                                "Event records dropped on the way to a stream", InstrumentType::counter};
 constexpr Instrument kCycleTime{"kvmscope.cycle.time", "s", "CPU time of the last reading and encoding",
@@ -78,13 +80,37 @@ constexpr Instrument kHeartbeat{"kvmscope.heartbeat", "{interval}",
 constexpr Instrument kVms{"kvmscope.vms", "{vm}", "VMs of this stream's tenant that are traced on this host",
                           InstrumentType::gauge};
 
-constexpr const Instrument* kAll[] = {
-    &kProgramRuns,    &kProgramTime,  &kProgramMisses, &kProgramAttached, &kProgramInstructions,
-    &kProgramJited,   &kMapMemory,    &kKernelEvents,  &kRingDropped,     &kSlots,
-    &kDiscarded,      &kUnattributed, &kClaimsFailed,  &kOverQuota,       &kStreamItems,
-    &kStreamRequests, &kStreamAuth,   &kStreamQueue,   &kStreamLag,       &kStreamHealthy,
-    &kDomains,        &kLibvirt,      &kClosedWaiting, &kClosedLost,      &kLogsLost,
-    &kCycleTime,      &kCpu,          &kMemory,        &kHeartbeat,       &kVms};
+constexpr const Instrument* kAll[] = {&kProgramRuns,
+                                      &kProgramTime,
+                                      &kProgramMisses,
+                                      &kProgramAttached,
+                                      &kProgramInstructions,
+                                      &kProgramJited,
+                                      &kMapMemory,
+                                      &kKernelEvents,
+                                      &kRingDropped,
+                                      &kSlots,
+                                      &kDiscarded,
+                                      &kUnattributed,
+                                      &kClaimsFailed,
+                                      &kOverQuota,
+                                      &kStreamItems,
+                                      &kStreamRequests,
+                                      &kStreamAuth,
+                                      &kStreamQueue,
+                                      &kStreamLag,
+                                      &kStreamHealthy,
+                                      &kDomains,
+                                      &kLibvirt,
+                                      &kClosedWaiting,
+                                      &kClosedLost,
+                                      &kEnded,
+                                      &kLogsLost,
+                                      &kCycleTime,
+                                      &kCpu,
+                                      &kMemory,
+                                      &kHeartbeat,
+                                      &kVms};
 
 double seconds(std::uint64_t ns) {
   return static_cast<double>(ns) / 1e9;
@@ -195,6 +221,9 @@ std::vector<core::Point> self_points(const SelfReading& reading, std::uint64_t s
   points.add(kLibvirt, reading.libvirt_connected ? 1 : 0);
   points.add(kClosedWaiting, reading.closed_epochs_waiting);
   points.add(kClosedLost, reading.closed_epochs_lost);
+  points.add(kEnded, reading.ends.well, {{"end", "well"}});
+  points.add(kEnded, reading.ends.failed, {{"end", "failed"}});
+  points.add(kEnded, reading.ends.killed, {{"end", "killed"}});
   for (const SelfReading::LogsLost& lost : reading.logs_lost) {
     points.add(kLogsLost, lost.records, {{"stream", stream_name(lost.tenant)}});
   }

@@ -15,6 +15,13 @@
 
 namespace kvmscope::hostd {
 
+/// QEMUs of VMs that were seen to end, by how.
+struct VmEnds {
+  std::uint64_t well = 0;    ///< exit code 0
+  std::uint64_t failed = 0;  ///< another one
+  std::uint64_t killed = 0;  ///< by a signal
+};
+
 /// All that the daemon says about itself in one interval.
 struct SelfReading {
   std::vector<bpf::ProgramInfo> programs;
@@ -40,6 +47,7 @@ struct SelfReading {
   bool libvirt_connected = false;
   std::uint64_t closed_epochs_waiting = 0;  ///< their last values are not acknowledged by every stream yet
   std::uint64_t closed_epochs_lost = 0;     ///< given up because too many waited
+  VmEnds ends;
   struct LogsLost {
     std::string tenant;  ///< empty: the operator's
     std::uint64_t records = 0;

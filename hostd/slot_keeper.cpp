@@ -219,7 +219,7 @@ void SlotKeeper::apply(const tenancy::Discard& action) {
 void SlotKeeper::tick() {
   carry_out(registry_.tick(now()));
   for (auto slot = retiring_.begin(); slot != retiring_.end();) {
-    if (tracer_.in_flight(slot->first) > 0 && now().monotonic_ns < slot->second) {
+    if (busy(slot->first) && now().monotonic_ns < slot->second) {
       ++slot;
       continue;
     }
@@ -228,10 +228,20 @@ void SlotKeeper::tick() {
   }
 }
 
+/// Whether something that counts in the slot is still under way: requests, threads that have not quite ended,
+/// and those that an ended process has before that: the kernel reports its end when the first of the last
+/// comes by.
+bool SlotKeeper::busy(core::SlotIdentity identity) const {
+  if (tracer_.in_flight(identity) > 0) return true;
+  const tenancy::Epoch* epoch = registry_.by_slot(identity);
+  return epoch != nullptr && registry_.by_process(epoch->process) == epoch &&
+         tracer_.has_threads(epoch->process);
+}
+
 /// A request is its tenant's to its end, however slow the storage is; what takes longer still is `late`.
 void SlotKeeper::retire_when_idle(core::SlotIdentity identity) {
   tracer_.settle();
-  if (tracer_.in_flight(identity) == 0) return drain(identity, false);
+  if (!busy(identity)) return drain(identity, false);
   retiring_.emplace(identity, now().monotonic_ns + kMaxInFlightNs);
 }
 

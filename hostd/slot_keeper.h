@@ -103,6 +103,7 @@ class SlotKeeper {
 
   void grow(core::SlotIdentity identity, core::SlotShape wanted);
   void retire_when_idle(core::SlotIdentity identity);
+  bool busy(core::SlotIdentity identity) const;
   void drain(core::SlotIdentity identity, bool discard);
   void read_steal(const tenancy::Epoch& epoch);
 

@@ -83,7 +83,7 @@ TEST_CASE("a VM's CPU time is complete by thread, also of threads that lived bet
 TEST_CASE("a vCPU that shares its CPU: on it, waiting for it, and nothing else") {
   Rig rig;
   const SlotMaps maps = rig.spare(1);
-  const auto said = parse(run({rig.qemu(KVMSCOPE_THREADS), "CPU 0/KVM:400:1", "CPU 1/KVM:400:1"}));
+  const auto said = parse(run({rig.qemu(KVMSCOPE_THREADS), "CPU 0/KVM:400:0", "CPU 1/KVM:400:0"}));
   rig.until([&] { return all_of(maps).count > 800 * kMs; });
   for (const std::uint16_t number : {std::uint16_t{0}, std::uint16_t{1}}) {
     const Said& truth = said.at("CPU " + std::to_string(number) + "/KVM");

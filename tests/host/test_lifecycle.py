@@ -6,7 +6,7 @@ import time
 import pytest
 
 from bed.libvirt import Disk, Domain, Nova, Own
-from bed.otlp import IO, OPERATIONS, export_of, settled
+from bed.otlp import IO, OPERATIONS, attributes, export_of, settled
 from bed.shell import SLOWNESS, wait_for
 from bed.storage import FileDisk, Filesystem, LoopDisk, SlowDisk, block_stat
 
@@ -40,6 +40,14 @@ def written(export, domain, tenant=None):
     return export.total(OPERATIONS, vm=domain.uuid, tenant=tenant, direction="write", device="vda")
 
 
+def assert_told(export, domain, ended):
+    """Its start and its end are records, in order; the end says how."""
+    told = [record for resource, record in export.logs if resource.get("vm.id") == domain.uuid]
+    assert [record.event_name for record in told] == ["kvmscope.vm.started", "kvmscope.vm.ended"]
+    assert attributes(told[1].attributes) == ended
+    assert told[0].time_unix_nano < told[1].time_unix_nano
+
+
 @pytest.mark.parametrize("ending", ["destroyed", "killed"])
 def test_a_life_between_two_intervals_is_accounted(bed, libvirt, start_hostd, ending):
     daemon = start_hostd(interval="1m")
@@ -57,7 +65,12 @@ def test_a_life_between_two_intervals_is_accounted(bed, libvirt, start_hostd, en
     device = device_grown(guest)  # QEMU may read once more as it ends
     assert daemon.stop() == 0
     for path in (daemon.operator_path(), daemon.tenant_path("tenant-a")):
-        assert_whole_life(export_of(path), guest, "tenant-a", device)
+        export = export_of(path)
+        assert_whole_life(export, guest, "tenant-a", device)
+        how = {"kvmscope.exit.signal": "SIGKILL"} if ending == "killed" else {"process.exit.code": 0}
+        assert_told(export, guest, how)
+    ends = export_of(daemon.operator_path())
+    assert ends.total("kvmscope.vms.ended", end="killed" if ending == "killed" else "well") >= 1
 
 
 def test_a_killed_qemu_under_load_loses_nothing(bed, libvirt, start_hostd):
