@@ -68,7 +68,7 @@ def start_hostd(bed):
     """start_hostd(changes, interval): a running daemon, ended after the test; its log is shown when the test fails."""
     started = []
 
-    def start(changes=None, interval="1s"):
+    def start(changes=None, interval="3s" if SYSTEM else "1s"):
         daemon = Hostd(bed, changes, interval)
         started.append(daemon)
         return daemon.start()

@@ -15,7 +15,7 @@ HERE = Path(__file__).resolve().parent
 SOURCE = HERE.parents[1]
 RESULTS = Path("/srv/results")
 # Patience of the host tests: an emulated processor is about that much slower. The one place to say so.
-SLOWNESS = 8
+SLOWNESS = 12
 # The tests' disks: kernels load these on first use of a device that only appears with them.
 MODULES = ("loop", "zram", "null_blk nr_devices=0")
 
@@ -26,7 +26,8 @@ def suites(wanted=()):
     for line in (HERE / "suites.txt").read_text(encoding="utf-8").splitlines():
         if line and not line.startswith("#"):
             name, seconds, *command = line.split()
-            if not wanted or name in wanted:
+            if name.strip("+") in wanted or not (wanted or name.startswith("+")):
+                name = name.strip("+")
                 found.append((name, int(seconds), command))
     return found
 
@@ -35,26 +36,33 @@ def run(name, seconds, command):
     kept = RESULTS / name
     kept.mkdir(parents=True, exist_ok=True)
     environment = {**os.environ, "KVMSCOPE_BED": "system", "KVMSCOPE_SLOWNESS": str(SLOWNESS), "KVMSCOPE_KEEP": str(kept),
-                   "KVMSCOPE_BUILD": str(SOURCE / "build/release"), "PYTHONDONTWRITEBYTECODE": "1"}
+                   "KVMSCOPE_BUILD": str(SOURCE / "build/release"), "PYTHONDONTWRITEBYTECODE": "1", "PYTHONUNBUFFERED": "1"}
     if command[0].endswith("run.sh"):
-        command = [*command, f"--junitxml={RESULTS / name}.xml"]
-    with open(RESULTS / f"{name}.log", "wb") as log:
+        command = [*command, "-v", f"--junitxml={RESULTS / name}.xml"]
+    log = RESULTS / f"{name}.log"
+    with open(log, "wb") as out, open(log, encoding="utf-8", errors="replace") as said:
         # A suite that hangs is interrupted so that it can say where and clean up; then killed.
-        return subprocess.run(["timeout", "--kill-after=30", "--signal=INT", str(seconds), str(SOURCE / command[0]), *command[1:]],
-                              cwd=SOURCE, env=environment, stdin=subprocess.DEVNULL, stdout=log, stderr=log, check=False).returncode
+        suite = subprocess.Popen(["timeout", "--kill-after=30", "--signal=INT", str(seconds), str(SOURCE / command[0]), *command[1:]],
+                                 cwd=SOURCE, env=environment, stdin=subprocess.DEVNULL, stdout=out, stderr=out)
+        began = time.monotonic()
+        while suite.poll() is None:
+            time.sleep(2)
+            for line in said:
+                if re.search("PASSED|FAILED|ERROR", line):
+                    print(f"  {time.monotonic() - began:5.0f} s {line.strip()}", flush=True)
+        return suite.returncode
 
 
 def main(wanted):
     for module in MODULES:
         subprocess.run(["modprobe", *module.split()], check=False)
-    failed = 0
     for name, seconds, command in suites(wanted):
         print(f"{name} ...", flush=True)
         began = time.monotonic()
         status = run(name, seconds, command)
         took = time.monotonic() - began
         (RESULTS / f"{name}.status").write_text(f"{status} {took:.0f}\n", encoding="ascii")
-        failed += status != 0
+        subprocess.run(["guest", "keep"], check=False)
         lines = (RESULTS / f"{name}.log").read_text(errors="replace").strip().splitlines()
         print(f"{name}: status {status} after {took:.0f} s: {re.sub('=+', '', lines[-1]) if lines else ''}", flush=True)
     # A suite that fails is a test of its own outside: this machine has done its work.

@@ -15,11 +15,14 @@ import tarfile
 import tempfile
 from pathlib import Path
 
+from inside import suites as table
+
 SOURCE = Path(__file__).resolve().parents[2]
 CACHE = Path(os.environ.get("KVMSCOPE_CACHE", "/var/cache/kvmscope"))
-SECONDS = 1200  # a whole boot with all suites
+BOOT_SECONDS = 300  # beside what suites.txt gives the suites
 # Of the product: stripped, for an emulated machine has to read all of it.
-PROGRAMS = ["hostd/kvmscope-hostd", "hostd/kvmscope", "tests/bpf/bpf-tracer", "tests/host-virt/host-virt"]
+PROGRAMS = ["hostd/kvmscope-hostd", "hostd/kvmscope", "tests/bpf/bpf-tracer", "tests/bpf/bpf-threads",
+            "tests/bpf/bpf-work", "tests/bench/exit-cost", "tests/bench/bench-kernel", "tests/bench/switches"]
 OTHERS = ["bpf_objects/programs.bpf.o"]
 SOURCES = ["tests/host", "tests/hypervisor", "tests/guest", "tests/support", "tests/receiver", "tests/known-skips.txt", "hostd/kvmscope.yaml"]
 
@@ -53,10 +56,11 @@ def pack(payload, folder, suites):
 def boot(kernel, results, *suites):
     shutil.rmtree(results, ignore_errors=True)
     Path(results).mkdir(parents=True)
+    seconds = BOOT_SECONDS + sum(limit for _, limit, _ in table(suites))
     with tempfile.TemporaryDirectory(prefix="kvmscope-payload-", dir="/var/tmp") as folder:
         payload = Path(folder) / "payload.tar"
         pack(payload, Path(folder), suites)
-        return subprocess.run([SOURCE / "vagrant/run", "--kernel", kernel, "--timeout", str(SECONDS), payload, results],
+        return subprocess.run([SOURCE / "vagrant/run", "--kernel", kernel, "--timeout", str(seconds), payload, results],
                               stdin=subprocess.DEVNULL, check=False).returncode
 
 

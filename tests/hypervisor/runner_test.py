@@ -69,7 +69,8 @@ class Runner(unittest.TestCase):
         self.assertIn("mapping ...", said)
 
     def test_one_that_dies_at_work(self):
-        self.assertEqual(self.run_with("up")[::2], (4, 1))
+        self.assertEqual(self.run_with("up; finish 0; echo up >$progress")[::2], (5, 1))
+        self.assertTrue((self.results / "status").exists(), "what it had kept")
 
 
 class Verdict(unittest.TestCase):

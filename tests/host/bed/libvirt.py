@@ -176,6 +176,8 @@ class Domain:
     vcpus: int = 1
     max_vcpus: int = 1
     partition: str = ""
+    cputune: str = ""  # XML, as what follows
+    devices: str = ""
     uuid: str = field(default_factory=lambda: str(uuids.uuid4()))
 
     def __post_init__(self):
@@ -193,7 +195,7 @@ class Domain:
         metadata = f"<metadata>{self.metadata.xml()}</metadata>" if self.metadata else ""
         resource = f"<resource><partition>{self.partition}</partition></resource>" if self.partition else ""
         return f"""<domain type='{'kvm' if SYSTEM else 'qemu'}'><name>{escape(self.name)}</name><uuid>{self.uuid}</uuid>{metadata}
-<memory unit='MiB'>{self.memory_mib}</memory><vcpu current='{self.vcpus}'>{max(self.vcpus, self.max_vcpus)}</vcpu>{resource}
+<memory unit='MiB'>{self.memory_mib}</memory><cputune>{self.cputune}</cputune><vcpu current='{self.vcpus}'>{max(self.vcpus, self.max_vcpus)}</vcpu>{resource}
 <os><type arch='x86_64' machine='pc'>hvm</type><kernel>{guest}/vmlinuz</kernel><initrd>{guest}/initrd</initrd>
 <cmdline>console=ttyS0 quiet panic=-1 no_timer_check nokaslr</cmdline></os>
 <features><acpi/></features><cpu mode='maximum'/><on_poweroff>destroy</on_poweroff><on_crash>destroy</on_crash>
@@ -201,19 +203,19 @@ class Domain:
 <controller type='usb' model='none'/><memballoon model='none'/>
 <serial type='null'><target port='0'/></serial>
 <serial type='unix'><source mode='bind' path='{self._socket_path}'/><target port='1'/></serial>
-</devices></domain>"""
+{self.devices}</devices></domain>"""
 
-    def start(self, wait=True):
+    def start(self, wait=True, paused=False):
         began = time.monotonic()
         path = self.resources.folder / (self.uuid + ".xml")
         path.write_text(self.xml(), encoding="utf-8")
         self.resources.push(self.destroy)
-        self.libvirt.virsh("create", path, timeout=120)
+        self.libvirt.virsh("create", path, *(["--paused"] if paused else []), timeout=120)
         self._console = socket.socket(socket.AF_UNIX)
         self._console.settimeout(60 * SLOWNESS)
         self._console.connect(self._socket_path)
         self._buffer = b""
-        if wait:
+        if wait and not paused:
             self.wait_booted()
         self.boot_seconds = time.monotonic() - began
         return self
@@ -264,10 +266,15 @@ class Domain:
         return self.background(f"vmio /dev/{target} {operation} {count} {size} {words}")
 
     def pid(self):
-        for path in (f"/run/libvirt/qemu/{self.name}.pid", f"/var/run/libvirt/qemu/{self.name}.pid"):
-            if os.path.exists(path):
-                return int(open(path).read())
-        raise ProcessLookupError(self.name)
+        status = Path(f"/run/libvirt/qemu/{self.name}.xml")
+        found = re.search(r"<domstatus [^>]*pid='(\d+)'", status.read_text()) if status.exists() else None
+        if not found:
+            raise ProcessLookupError(self.name)
+        return int(found.group(1))
+
+    def cpu_seconds(self):
+        """What QEMU has used, all of its threads, dead ones too: the process's CPU clock."""
+        return time.clock_gettime((~self.pid() << 3) | 2)
 
     def kill(self):
         """SIGKILL of our guest's QEMU."""

@@ -5,7 +5,7 @@ import json
 import re
 import time
 from collections import defaultdict
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 
 from google.protobuf import json_format
@@ -160,6 +160,12 @@ class Export:
             assert start >= newest, ("a reset into the past", where)
         series.starts[start] = value
 
+    def copy(self):
+        export = Export()
+        export.series = {key: replace(s, points=dict(s.points), starts=dict(s.starts)) for key, s in self.series.items()}
+        export.logs = list(self.logs)
+        return export
+
     def newest(self):
         return max((max(s.points) for s in self.series.values() if s.points), default=0)
 
@@ -210,11 +216,19 @@ def read_files(path):
     return [line for line in text[:text.rfind("\n") + 1].splitlines() if line]
 
 
+_read = {}  # path -> (lines, what they say)
+
+
 def export_of(path):
-    export = Export()
-    for line in read_files(path):
+    """All of it; what was read before is not parsed again."""
+    lines = read_files(path)
+    known, export = _read.get(path, ([], Export()))
+    if lines[:len(known)] != known:
+        known, export = [], Export()
+    for line in lines[len(known):]:
         export.add(parse_line(line))
-    return export
+    _read[path] = (lines, export)
+    return export.copy()
 
 
 def settled(path, timeout=30):
