@@ -65,6 +65,7 @@ def test_a_vcpus_time_is_the_schedulers_to_the_microsecond(libvirt, start_hostd,
     libvirt.virsh("suspend", guest.name)
     truth = tuple(now - then for now, then in zip(schedstat(guest), truth))
     after = settled(daemon.operator_path())
+    libvirt.virsh("resume", guest.name)
     assert truth[0] > 0.5
     for metric, seconds in zip((CPU_TIME, STEAL), truth):
         shown = of_vcpu(after, guest, metric) - of_vcpu(before, guest, metric)
