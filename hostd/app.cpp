@@ -349,7 +349,7 @@ SelfReading App::Impl::read_self() {
 }
 
 void App::Impl::export_interval() {
-  cycle.run(read_self());
+  cycle.run([this] { return read_self(); });
 }
 
 core::Result<void> App::Impl::open_libvirt() {

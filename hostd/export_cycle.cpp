@@ -342,13 +342,14 @@ void ExportCycle::limit_closed() {
   }
 }
 
-void ExportCycle::run(SelfReading self) {
+void ExportCycle::run(const std::function<SelfReading()>& read_self) {
   const std::uint64_t cpu_before = thread_cpu_ns();
   ++cycles_;
   Interval interval;
   interval.unix_ns = clock_.unix_ns();
   interval.monotonic_ns = clock_.monotonic_ns();
   keeper_.bring_up_to_date();
+  SelfReading self = read_self();  // after what that has counted
   top_.begin(interval.unix_ns);
   for (const tenancy::Epoch* epoch : registry_.epochs()) add_epoch(*epoch, interval);
   top_.end();

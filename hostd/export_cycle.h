@@ -2,6 +2,7 @@
 #pragma once
 
 #include <cstdint>
+#include <functional>
 #include <map>
 #include <string>
 #include <unordered_map>
@@ -30,9 +31,9 @@ class ExportCycle {
   ExportCycle(const Config& config, std::string boot_id, tenancy::Registry& registry, SlotKeeper& keeper,
               StreamSet& streams, TopTracker& top, const core::Clock& clock);
 
-  /// One interval: reads and submits. `self` is completed with the cycle's own figures and goes to the
-  /// operator.
-  void run(SelfReading self);
+  /// One interval: reads and submits. What `read_self` returns is completed with the cycle's own figures and
+  /// goes to the operator.
+  void run(const std::function<SelfReading()>& read_self);
 
   /// A failed request of a VM: becomes a log record of its owner, once the owner is known.
   void on_io_error(core::SlotIdentity identity, const bpf::IoErrorEvent& event);
