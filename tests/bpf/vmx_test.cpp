@@ -141,7 +141,8 @@ TEST_CASE("on an Intel host the programs for KVM load, and read the exit's reaso
   for (const bpf_program* program : {programs->progs.kv_exit_vcpu, programs->progs.kv_entry}) {
     const std::vector<bpf_insn> code = translated(program);
     REQUIRE(std::ranges::any_of(code, [&](const bpf_insn& one) {
-      return one.code == (BPF_ALU64 | BPF_ADD | BPF_K) && one.imm == static_cast<__s32>(*offset);
+      return (one.code == (BPF_ALU64 | BPF_ADD | BPF_K) || one.code == (BPF_ALU64 | BPF_MOV | BPF_K)) &&
+             one.imm == static_cast<__s32>(*offset);
     }));
   }
 }

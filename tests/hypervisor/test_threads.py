@@ -55,7 +55,9 @@ class Window:
 
 def test_what_a_quota_takes_is_no_steal(bed, libvirt, start_hostd):
     daemon = start_hostd()
-    guest = boot(bed, libvirt, "quota", "tenant-a", cputune="<period>100000</period><quota>30000</quota>")
+    guest = boot(bed, libvirt, "quota", "tenant-a")
+    for setting in ("vcpu_period=100000", "vcpu_quota=30000"):
+        libvirt.virsh("schedinfo", guest.name, "--live", "--set", setting)
     window = Window(daemon, libvirt, guest, 20)
     ran, throttled, stolen = (window.grown(metric, vcpu="0") for metric in (CPU_TIME, THROTTLED, STEAL))
     assert 0.2 < ran / window.wall < 0.35

@@ -176,8 +176,7 @@ class Domain:
     vcpus: int = 1
     max_vcpus: int = 1
     partition: str = ""
-    cputune: str = ""  # XML, as what follows
-    devices: str = ""
+    devices: str = ""  # more of them, XML
     uuid: str = field(default_factory=lambda: str(uuids.uuid4()))
 
     def __post_init__(self):
@@ -195,7 +194,7 @@ class Domain:
         metadata = f"<metadata>{self.metadata.xml()}</metadata>" if self.metadata else ""
         resource = f"<resource><partition>{self.partition}</partition></resource>" if self.partition else ""
         return f"""<domain type='{'kvm' if SYSTEM else 'qemu'}'><name>{escape(self.name)}</name><uuid>{self.uuid}</uuid>{metadata}
-<memory unit='MiB'>{self.memory_mib}</memory><cputune>{self.cputune}</cputune><vcpu current='{self.vcpus}'>{max(self.vcpus, self.max_vcpus)}</vcpu>{resource}
+<memory unit='MiB'>{self.memory_mib}</memory><vcpu current='{self.vcpus}'>{max(self.vcpus, self.max_vcpus)}</vcpu>{resource}
 <os><type arch='x86_64' machine='pc'>hvm</type><kernel>{guest}/vmlinuz</kernel><initrd>{guest}/initrd</initrd>
 <cmdline>console=ttyS0 quiet panic=-1 no_timer_check nokaslr</cmdline></os>
 <features><acpi/></features><cpu mode='maximum'/><on_poweroff>destroy</on_poweroff><on_crash>destroy</on_crash>
