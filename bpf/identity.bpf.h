@@ -119,7 +119,8 @@ KV_INLINE void classify(struct kv_task* kept, const char* comm) {
   __u32 number = 0;
   __u8 thread = KV_THREAD_EMULATOR;
 
-  if (starts_with(comm, "IO ", 3)) {
+  if (starts_with(comm, "IO ", 3) &&
+      !starts_with(comm + 3, "mon_iothread", 12)) { /* QEMU's own, of its monitors */
     thread = KV_THREAD_IOTHREAD;
   } else if (starts_with(comm, "vhost-", 6)) {
     thread = KV_THREAD_VHOST;

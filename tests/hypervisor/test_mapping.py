@@ -111,9 +111,9 @@ def test_names_and_partitions(bed, libvirt, start_hostd):
     shown = settled(daemon.operator_path())
     for domain in domains:
         own = domain.metadata.project_id
-        # Of QEMU itself: the kernel's helpers of the VM are `other`.
+        # Of QEMU itself: the kernel's helpers of the VM are `other`. Its clock also has what was before it became QEMU.
         qemu = sum(shown.total(CPU_TIME, vm=domain.uuid, tenant=own, **{"cpu.thread": thread}) for thread in ("vcpu", "emulator"))
-        assert used[domain] * 0.98 <= qemu <= domain.cpu_seconds() * 1.02
+        assert used[domain] * 0.95 <= qemu <= domain.cpu_seconds() * 1.02
         assert shown.total(OPERATIONS, vm=domain.uuid, tenant=own, direction="read") > 0
         assert {series.resource["cloud.account.id"] for series in shown.find(CPU_TIME, vm=domain.uuid)} == {own}
         domain.destroy()
