@@ -194,9 +194,8 @@ struct kv_process {
 KV_ASSERT(sizeof(struct kv_process) == 16);
 
 enum kv_task_flags {
-  KV_TASK_BASED = 1,   /* its totals hold: what the task had before it was watched is nobody's */
-  KV_TASK_MAIN = 2,    /* of the QEMU process itself */
-  KV_TASK_ENTERED = 4, /* has entered a guest: a vCPU of KVM */
+  KV_TASK_BASED = 1, /* its totals hold: what the task had before it was watched is nobody's */
+  KV_TASK_MAIN = 2,  /* of the QEMU process itself */
 };
 
 /* Where a vCPU's thread is, as far as its time there is measured. */
@@ -215,16 +214,27 @@ struct kv_task {
   __u32 cpu;            /* 1 + the CPU that it was on then; 0: not yet */
   __u16 vcpu;           /* of KV_THREAD_VCPU */
   __u8 thread;          /* enum kv_thread */
-  __u8 place;           /* enum kv_place, of a vCPU under KVM */
-  __u8 exit;            /* enum kv_exit, the last one */
-  __u8 isa;             /* KVM_ISA_*, as of the first exit; 0: none yet */
-  __u8 pad[6];
-  __u64 since_ns;           /* it is there, or back on a CPU */
-  __u64 spent_ns;           /* there, before it was last taken off the CPU */
-  __u64 halt_ns[KV_HALTS];  /* KVM's own totals as far as they are counted */
+  __u8 pad[5];
   struct kv_identity dying; /* whose `dying` counts it: from its exit on it is no other's */
 };
-KV_ASSERT(sizeof(struct kv_task) == 112);
+KV_ASSERT(sizeof(struct kv_task) == 72);
+
+/* Kept with each vCPU's thread under KVM: what it does now, and what it has done since that was last counted
+ * in its slot. There is one exit after the other in hot paths where nothing is in the caches: they touch this
+ * alone. */
+struct kv_vcpu {
+  __u64 since_ns; /* it is there, or back on a CPU */
+  __u64 spent_ns; /* there, before it was last taken off the CPU */
+  __u32 place;    /* enum kv_place */
+  __u32 exit;     /* enum kv_exit, the last one */
+  __u32 isa;      /* KVM_ISA_*, as of the first exit; 0: none yet */
+  __u32 pad;
+  struct kv_counter exits[KV_EXITS]; /* added to and taken by atomics, as is what follows */
+  struct kv_counter emulation;
+  __u64 halted_ns[KV_HALTS];
+  __u64 halt_ns[KV_HALTS]; /* KVM's own totals as far as they are in halted_ns */
+};
+KV_ASSERT(sizeof(struct kv_vcpu) == 32 + 16 * (KV_EXITS + 1) + 16 * KV_HALTS);
 
 enum kv_carry_flags {
   KV_CARRY_PARTIAL = 1,  /* a part has completed: first bio, sector and length have moved on */

@@ -163,6 +163,44 @@ static __noinline __attribute__((unused)) void begin_thread(struct task_struct* 
   begin_time(task, kept);
 }
 
+KV_INLINE void take_counter(struct kv_identity id, __u32 kind, __u32 dev, __u32 sub,
+                            struct kv_counter* from) {
+  if (!*(volatile __u64*)&from->count && !*(volatile __u64*)&from->sum) return;
+  __u64 count = __sync_lock_test_and_set(&from->count, 0);
+  __u64 sum = __sync_lock_test_and_set(&from->sum, 0);
+  struct kv_counter* cell = counter_cell(id, kind, dev, sub);
+  if (!cell) return;
+  __sync_fetch_and_add(&cell->count, count);
+  __sync_fetch_and_add(&cell->sum, sum);
+}
+
+/* What a vCPU has done since it was last counted, at each reading and before its owner changes. */
+static __noinline void count_exits(struct task_struct* task, struct kv_task* kept) {
+  struct kv_vcpu* vcpu = bpf_task_storage_get(&vcpus, task, 0, 0);
+
+  if (!vcpu || !kept->id.generation) return;
+  for (__u32 exit = 0; exit < KV_EXITS; exit++)
+    take_counter(kept->id, KV_VCPU_EXITS, kept->vcpu, exit, &vcpu->exits[exit]);
+  take_counter(kept->id, KV_VCPU_EMULATION, kept->vcpu, 0, &vcpu->emulation);
+  for (__u32 halt = 0; halt < KV_HALTS; halt++) {
+    if (!*(volatile __u64*)&vcpu->halted_ns[halt]) continue;
+    __u64 ns = __sync_lock_test_and_set(&vcpu->halted_ns[halt], 0);
+    struct kv_counter* cell = counter_cell(kept->id, KV_VCPU_HALT, kept->vcpu, halt);
+    if (cell) __sync_fetch_and_add(&cell->sum, ns);
+  }
+}
+
+/* A vCPU goes on from where it was, after `here_ns` since it was last put there. */
+KV_INLINE void leave_place(struct kv_vcpu* vcpu, __u64 here_ns) {
+  __u32 exit = vcpu->exit;
+  bool kernel = vcpu->place == KV_PLACE_KERNEL;
+
+  if (exit >= KV_EXITS) return;
+  __sync_fetch_and_add(kernel ? &vcpu->exits[exit].sum : &vcpu->emulation.sum, vcpu->spent_ns + here_ns);
+  vcpu->place = KV_PLACE_GUEST;
+  vcpu->spent_ns = 0;
+}
+
 /* Brings what is kept up to date with the daemon's tables. False: the task is nobody's (any more). */
 static __noinline bool refresh(struct task_struct* task, struct kv_task* kept) {
   __u32 version = *(volatile __u32*)&globals.versions[(__u32)task->tgid % KV_VERSIONS];
@@ -173,7 +211,10 @@ static __noinline bool refresh(struct task_struct* task, struct kv_task* kept) {
   if (kept->version == version && kept->id.generation) return true;
   if (!find_identity(task, &id, &main)) return false;
   /* Handed over: its time up to now is the former one's. */
-  if (kept->id.generation && kept->id.generation != id.generation) count_time(task, kept);
+  if (kept->id.generation && kept->id.generation != id.generation) {
+    count_time(task, kept);
+    if (kept->thread == KV_THREAD_VCPU) count_exits(task, kept);
+  }
   *(volatile __u64*)&kept->id = *(__u64*)&id;
   if (main)
     __sync_fetch_and_or(&kept->flags, KV_TASK_MAIN);
@@ -184,25 +225,15 @@ static __noinline bool refresh(struct task_struct* task, struct kv_task* kept) {
   return true;
 }
 
-/* A vCPU goes on from where it was, after `here_ns` since it was last put there: its time there is counted.
- */
-static __noinline void leave_place(struct kv_task* kept, __u64 here_ns) {
-  bool kernel = kept->place == KV_PLACE_KERNEL;
-  struct kv_counter* cell =
-      counter_cell(kept->id, kernel ? KV_VCPU_EXITS : KV_VCPU_EMULATION, kept->vcpu, kernel ? kept->exit : 0);
-
-  if (cell) __sync_fetch_and_add(&cell->sum, kept->spent_ns + here_ns);
-  kept->place = KV_PLACE_GUEST;
-  kept->spent_ns = 0;
-}
-
 /* From a thread's exit until its last switch its slot must be there: what it counts at the last was used up
  * to then, and giving back what its process held can take seconds. */
 static __noinline __attribute__((unused)) void begin_death(struct task_struct* task, struct kv_task* kept) {
   struct kv_slot_info* info = info_of(kept->id);
+  struct kv_vcpu* vcpu = bpf_task_storage_get(&vcpus, task, 0, 0);
 
   count_time(task, kept);
-  if (kept->place != KV_PLACE_GUEST) leave_place(kept, bpf_ktime_get_ns() - kept->since_ns);
+  if (vcpu && vcpu->place != KV_PLACE_GUEST) leave_place(vcpu, bpf_ktime_get_ns() - vcpu->since_ns);
+  if (vcpu) count_exits(task, kept);
   if (!info || kept->dying.generation) return;
   __sync_fetch_and_add(&info->dying, 1);
   *(volatile __u64*)&kept->dying = *(__u64*)&kept->id;
@@ -210,6 +241,7 @@ static __noinline __attribute__((unused)) void begin_death(struct task_struct* t
 
 static __noinline __attribute__((unused)) void end_death(struct task_struct* task, struct kv_task* kept) {
   count_time(task, kept);
+  if (kept->thread == KV_THREAD_VCPU) count_exits(task, kept);
   if (!kept->dying.generation) return;
   struct kv_slot_info* info = info_of(kept->dying);
   if (info) __sync_fetch_and_sub(&info->dying, 1);

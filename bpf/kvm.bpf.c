@@ -8,104 +8,103 @@
 #include "identity.bpf.h"
 #include "kvm_exits.bpf.h"
 
-/* The current thread, if it is a VM's. */
-KV_INLINE struct kv_task* this_vcpu(void) {
-  __u32 tgid = bpf_get_current_pid_tgid() >> 32;
-
-  if (!is_vm(tgid)) return 0;
-  struct task_struct* task = bpf_get_current_task_btf();
-  struct kv_task* kept = bpf_task_storage_get(&task_id, task, 0, 0);
-  if (!kept || !(kept->flags & KV_TASK_BASED) || !refresh(task, kept)) return 0;
-  return kept;
+/* The vCPU whose thread this is; none before its first entry. */
+KV_INLINE struct kv_vcpu* this_vcpu(void) {
+  return bpf_task_storage_get(&vcpus, bpf_get_current_task_btf(), 0, 0);
 }
 
-KV_INLINE void go_to(struct kv_task* kept, enum kv_place place, __u64 now_ns) {
-  kept->since_ns = now_ns;
-  kept->place = place;
-}
-
-KV_INLINE void count_exit(struct kv_task* kept, __u32 reason) {
-  struct kv_counter* cell = counter_cell(kept->id, KV_VCPU_EXITS, kept->vcpu, reason);
-
-  if (cell) __sync_fetch_and_add(&cell->count, 1);
+KV_INLINE void count_exit(struct kv_vcpu* vcpu, __u32 reason) {
+  if (reason >= KV_EXITS) return;
+  vcpu->exit = reason;
+  __sync_fetch_and_add(&vcpu->exits[reason].count, 1);
 }
 
 /* The exit counts at once: one that lasts is there at every reading. Its time comes with the next entry. */
-KV_INLINE void leave_guest(__u32 reason, __u32 isa) {
-  struct kv_task* kept = this_vcpu();
-
-  if (!kept || kept->thread != KV_THREAD_VCPU) return;
-  kept->exit = reason;
-  kept->isa = isa;
-  kept->spent_ns = 0;
-  count_exit(kept, reason);
-  go_to(kept, KV_PLACE_KERNEL, bpf_ktime_get_ns());
+KV_INLINE void leave_guest(struct kv_vcpu* vcpu, __u32 reason, __u32 isa) {
+  count_exit(vcpu, reason);
+  vcpu->isa = isa;
+  vcpu->spent_ns = 0;
+  vcpu->since_ns = bpf_ktime_get_ns();
+  vcpu->place = KV_PLACE_KERNEL;
 }
 
 SEC("tp_btf/kvm_exit")
-int BPF_PROG(kv_exit_vcpu, struct kvm_vcpu* vcpu, __u32 isa) {
-  if (vcpu) leave_guest(exit_of_vcpu(vcpu, isa), isa);
+int BPF_PROG(kv_exit_vcpu, struct kvm_vcpu* kvm, __u32 isa) {
+  struct kv_vcpu* vcpu = this_vcpu();
+
+  if (vcpu && kvm) leave_guest(vcpu, exit_of_vcpu(kvm, isa), isa);
   return 0;
 }
 
 /* Before 0a62a0319abb (5.16) the reason came first. */
 SEC("tp_btf/kvm_exit")
-int BPF_PROG(kv_exit_reason, __u32 reason, struct kvm_vcpu* vcpu, __u32 isa) {
-  if (vcpu) leave_guest(isa == KVM_ISA_VMX ? vmx_exit(reason) : svm_exit(reason, false), isa);
+int BPF_PROG(kv_exit_reason, __u32 reason, struct kvm_vcpu* kvm, __u32 isa) {
+  struct kv_vcpu* vcpu = this_vcpu();
+
+  if (vcpu) leave_guest(vcpu, isa == KVM_ISA_VMX ? vmx_exit(reason) : svm_exit(reason, false), isa);
   return 0;
 }
 
 SEC("tp_btf/kvm_userspace_exit")
 int BPF_PROG(kv_userspace_exit) {
-  struct kv_task* kept = this_vcpu();
+  struct kv_vcpu* vcpu = this_vcpu();
 
-  if (!kept || kept->place != KV_PLACE_KERNEL) return 0;
+  if (!vcpu || vcpu->place != KV_PLACE_KERNEL) return 0;
   __u64 now_ns = bpf_ktime_get_ns();
-  leave_place(kept, now_ns - kept->since_ns);
-  struct kv_counter* cell = counter_cell(kept->id, KV_VCPU_EMULATION, kept->vcpu, 0);
-  if (cell) __sync_fetch_and_add(&cell->count, 1);
-  go_to(kept, KV_PLACE_QEMU, now_ns);
+  leave_place(vcpu, now_ns - vcpu->since_ns);
+  __sync_fetch_and_add(&vcpu->emulation.count, 1);
+  vcpu->since_ns = now_ns;
+  vcpu->place = KV_PLACE_QEMU;
   return 0;
 }
 
-KV_INLINE void count_one_halt(struct kv_task* kept, __u32 kind, __u64 now_ns, bool first) {
-  __u64 grown_ns = now_ns - kept->halt_ns[kind];
-
-  kept->halt_ns[kind] = now_ns;
-  if (first || !grown_ns) return;
-  struct kv_counter* cell = counter_cell(kept->id, KV_VCPU_HALT, kept->vcpu, kind);
-  if (cell) __sync_fetch_and_add(&cell->sum, grown_ns);
+KV_INLINE void count_one_halt(struct kv_vcpu* vcpu, __u32 kind, __u64 now_ns, bool first) {
+  if (!first) __sync_fetch_and_add(&vcpu->halted_ns[kind], now_ns - vcpu->halt_ns[kind]);
+  vcpu->halt_ns[kind] = now_ns;
 }
 
 /* KVM's own totals of a vCPU's halts, taken forward after each one. */
-static __noinline void count_halt(struct kvm_vcpu* vcpu, struct kv_task* kept, bool first) {
-  if (!bpf_core_field_exists(vcpu->stat.generic.halt_wait_ns)) return;
-  count_one_halt(kept, KV_HALT_BLOCKED, vcpu->stat.generic.halt_wait_ns, first);
-  count_one_halt(kept, KV_HALT_POLLED, vcpu->stat.generic.halt_poll_success_ns, first);
-  count_one_halt(kept, KV_HALT_POLLED_IN_VAIN, vcpu->stat.generic.halt_poll_fail_ns, first);
+static __noinline void count_halt(struct kvm_vcpu* kvm, struct kv_vcpu* vcpu, bool first) {
+  if (!bpf_core_field_exists(kvm->stat.generic.halt_wait_ns)) return;
+  count_one_halt(vcpu, KV_HALT_BLOCKED, kvm->stat.generic.halt_wait_ns, first);
+  count_one_halt(vcpu, KV_HALT_POLLED, kvm->stat.generic.halt_poll_success_ns, first);
+  count_one_halt(vcpu, KV_HALT_POLLED_IN_VAIN, kvm->stat.generic.halt_poll_fail_ns, first);
+}
+
+/* A thread's first entry: whatever it is called, it is a vCPU, if it is a VM's at all. */
+static __noinline void meet_vcpu(struct kvm_vcpu* kvm) {
+  struct task_struct* task = bpf_get_current_task_btf();
+  struct kv_task* kept = bpf_task_storage_get(&task_id, task, 0, 0);
+
+  if (!kept || !(kept->flags & KV_TASK_BASED) || !refresh(task, kept)) return;
+  struct kv_vcpu* vcpu = bpf_task_storage_get(&vcpus, task, 0, BPF_LOCAL_STORAGE_GET_F_CREATE);
+  if (!vcpu) {
+    count_stat(KV_STAT_STORAGE_FAILED);
+    return;
+  }
+  count_time(task, kept);
+  kept->vcpu = kvm->vcpu_id;
+  kept->thread = KV_THREAD_VCPU;
+  count_halt(kvm, vcpu, true);
 }
 
 SEC("tp_btf/kvm_entry")
-int BPF_PROG(kv_entry, struct kvm_vcpu* vcpu) {
-  if (!vcpu) return 0;
-  struct kv_task* kept = this_vcpu();
-  if (!kept) return 0;
-  if (!(kept->flags & KV_TASK_ENTERED)) {
-    /* Whatever it is called: this thread is a vCPU. */
-    count_time(bpf_get_current_task_btf(), kept);
-    kept->vcpu = vcpu->vcpu_id;
-    kept->thread = KV_THREAD_VCPU;
-    __sync_fetch_and_or(&kept->flags, KV_TASK_ENTERED);
-    count_halt(vcpu, kept, true);
-  }
-  if (kept->place == KV_PLACE_GUEST) {
-    /* Older SVM has no kvm_exit where it goes back in on its fast path: the time is not told from the
-     * guest's. */
-    if (kept->isa) count_exit(kept, exit_of_vcpu(vcpu, kept->isa));
+int BPF_PROG(kv_entry, struct kvm_vcpu* kvm) {
+  struct kv_vcpu* vcpu = this_vcpu();
+
+  if (!kvm) return 0;
+  if (!vcpu) {
+    if (is_vm(bpf_get_current_pid_tgid() >> 32)) meet_vcpu(kvm);
     return 0;
   }
-  if (kept->exit == KV_EXIT_HLT) count_halt(vcpu, kept, false);
-  leave_place(kept, bpf_ktime_get_ns() - kept->since_ns);
+  if (vcpu->place == KV_PLACE_GUEST) {
+    /* Older SVM has no kvm_exit where it goes back in on its fast path: the time is not told from the
+     * guest's. */
+    if (vcpu->isa) count_exit(vcpu, exit_of_vcpu(kvm, vcpu->isa));
+    return 0;
+  }
+  if (vcpu->exit == KV_EXIT_HLT) count_halt(kvm, vcpu, false);
+  leave_place(vcpu, bpf_ktime_get_ns() - vcpu->since_ns);
   return 0;
 }
 

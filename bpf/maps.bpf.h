@@ -90,6 +90,13 @@ struct {
 } task_id SEC(".maps");
 
 struct {
+  __uint(type, BPF_MAP_TYPE_TASK_STORAGE);
+  __uint(map_flags, BPF_F_NO_PREALLOC);
+  __type(key, int);
+  __type(value, struct kv_vcpu);
+} vcpus SEC(".maps");
+
+struct {
   __uint(type, BPF_MAP_TYPE_ARRAY);
   __uint(map_flags, BPF_F_MMAPABLE);
   __uint(max_entries, 1); /* tags of all queues that VMs may use */

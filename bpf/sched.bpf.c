@@ -32,10 +32,12 @@ int kv_threads(struct bpf_iter__task* context) {
     return 0;
   }
   refresh(task, kept);
-  if (kept->flags & KV_TASK_BASED)
-    count_time(task, kept);
-  else
+  if (!(kept->flags & KV_TASK_BASED)) {
     meet(task, kept);
+    return 0;
+  }
+  count_time(task, kept);
+  if (kept->thread == KV_THREAD_VCPU) count_exits(task, kept);
   return 0;
 }
 
@@ -75,15 +77,17 @@ KV_INLINE void end_slice(struct task_struct* task, struct kv_task* kept, bool pr
 
 /* A vCPU that comes back onto a CPU on the host's side of its exit: what it does there costs again. */
 KV_INLINE void resume(struct task_struct* task) {
-  struct kv_task* kept = bpf_task_storage_get(&task_id, task, 0, 0);
+  struct kv_vcpu* vcpu = bpf_task_storage_get(&vcpus, task, 0, 0);
 
-  if (kept && kept->place != KV_PLACE_GUEST) kept->since_ns = bpf_ktime_get_ns();
+  if (vcpu && vcpu->place != KV_PLACE_GUEST) vcpu->since_ns = bpf_ktime_get_ns();
 }
 
-KV_INLINE void suspend(struct kv_task* kept, bool dead) {
-  if (kept->place == KV_PLACE_GUEST) return;
-  kept->spent_ns += bpf_ktime_get_ns() - kept->since_ns;
-  if (dead) leave_place(kept, 0);
+KV_INLINE void suspend(struct task_struct* task, bool dead) {
+  struct kv_vcpu* vcpu = bpf_task_storage_get(&vcpus, task, 0, 0);
+
+  if (!vcpu || vcpu->place == KV_PLACE_GUEST) return;
+  vcpu->spent_ns += bpf_ktime_get_ns() - vcpu->since_ns;
+  if (dead) leave_place(vcpu, 0);
 }
 
 SEC("tp_btf/sched_switch")
@@ -98,8 +102,8 @@ int BPF_PROG(kv_switch, bool preempt, struct task_struct* prev, struct task_stru
   struct kv_task* kept = bpf_task_storage_get(&task_id, prev, 0, 0);
   if (!kept) return 0;
   refresh(prev, kept);
+  if (kept->thread == KV_THREAD_VCPU) suspend(prev, state & TASK_DEAD);
   if (state & TASK_DEAD) end_death(prev, kept);
-  suspend(kept, state & TASK_DEAD);
   if (kept->thread == KV_THREAD_VCPU && kept->flags & KV_TASK_BASED && kept->id.generation)
     end_slice(prev, kept, preempt || !state);
   return 0;

@@ -68,12 +68,21 @@ struct DestroyEmpty {
   void operator()(kernel_empty* skeleton) const { kernel_empty__destroy(skeleton); }
 };
 
+using Empty = std::unique_ptr<kernel_empty, DestroyEmpty>;
+
+Empty attach_empty() {
+  Empty empty(kernel_empty__open());
+  REQUIRE(empty);
+  bpf_program__set_autoload(empty->progs.empty_start, identity_hooks().front() == IdentityHook::io_start);
+  REQUIRE(kernel_empty__load(empty.get()) == 0);
+  REQUIRE(kernel_empty__attach(empty.get()) == 0);
+  return empty;
+}
+
 TEST_CASE("cost of a switch") {
   const core::UniqueFd stats(bpf_enable_stats(BPF_STATS_RUN_TIME));
   REQUIRE(stats);
-  const std::unique_ptr<kernel_empty, DestroyEmpty> empty(kernel_empty__open_and_load());
-  REQUIRE(empty);
-  REQUIRE(kernel_empty__attach(empty.get()) == 0);
+  const Empty empty = attach_empty();
   Rig rig;
   const auto above = [&](const std::string& program, const char* prefix, const char* threads,
                          const char* rounds) {
@@ -105,9 +114,7 @@ TEST_CASE("cost of a block request's programs") {
   const core::UniqueFd stats(bpf_enable_stats(BPF_STATS_RUN_TIME));
   REQUIRE(stats);
 
-  const std::unique_ptr<kernel_empty, DestroyEmpty> empty(kernel_empty__open_and_load());
-  REQUIRE(empty);
-  REQUIRE(kernel_empty__attach(empty.get()) == 0);
+  const Empty empty = attach_empty();
 
   double vm_ns = 0;
   double foreign_ns = 0;
