@@ -139,7 +139,7 @@ TEST_CASE("merged writes are counted as the device counts them; when the VM is g
 }
 
 TEST_CASE("two VMs' writes in one request: each has its own bytes") {
-  const auto hook = GENERATE(IdentityHook::io_start, IdentityHook::getrq);
+  const auto hook = GENERATE(from_range(identity_hooks()));
   CAPTURE(static_cast<int>(hook));
   Rig rig(hook);
   const TempDir dir;

@@ -8,6 +8,7 @@
 #include <filesystem>
 #include <functional>
 #include <memory>
+#include <ostream>
 #include <string>
 #include <utility>
 #include <vector>
@@ -15,6 +16,14 @@
 #include "bpf/abi.h"
 #include "bpf/tracer.h"
 #include "hostd/core/ids.h"
+#include "hostd/core/series.h"
+
+namespace kvmscope::core {
+/// For a failed assertion.
+inline std::ostream& operator<<(std::ostream& out, const CounterValue& value) {
+  return out << value.count << " (" << value.sum << ")";
+}
+}  // namespace kvmscope::core
 
 namespace kvmscope::bpf::test {
 

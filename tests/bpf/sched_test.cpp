@@ -152,12 +152,12 @@ TEST_CASE("a child of a VM is of its others, and what it becomes is not the VM's
   Rig rig;
   const SlotMaps maps = rig.spare(1);
   run({rig.qemu("sh"), "-c",
-       "(i=0; while [ $i -lt 30000 ]; do i=$((i+1)); done); exec 3>&1; i=0; while [ $i -lt 5000 ]; do "
-       "i=$((i+1)); done; " KVMSCOPE_THREADS " worker:200; true"});
+       "(i=0; while [ $i -lt 6000 ]; do i=$((i+1)); done); exec 3>&1; i=0; while [ $i -lt 1000 ]; do "
+       "i=$((i+1)); done; " KVMSCOPE_THREADS " worker:2000; true"});
   rig.until([&] { return thread(maps, KV_THREAD_EMULATOR).count > 0; });
   rig.spin(std::chrono::milliseconds(20));
   REQUIRE(thread(maps, KV_THREAD_OTHER).count > thread(maps, KV_THREAD_EMULATOR).count);
-  REQUIRE(all_of(maps).count < 190 * kMs);
+  REQUIRE(all_of(maps).count < 1'900 * kMs);
 }
 
 }  // namespace

@@ -16,8 +16,8 @@ def test_print_the_cost_of_exits_and_switches(bed, libvirt, start_hostd, capsys)
     config = "/sys/bus/pci/devices/0000:00:00.0/config"
     guest.background(f"timeout {SECONDS * 20} sh -c 'while :; do cat {config}; done >/dev/null'")
     time.sleep(5)
-    said = run(BUILD / "tests/bench/exit-cost", SECONDS)
+    exits = run(BUILD / "tests/bench/exit-cost", SECONDS)
     guest.destroy()
-    said += "\n" + run(BUILD / "tests/bench/bench-kernel", "cost of a switch", timeout=120)
     with capsys.disabled():
-        print("\n" + said)
+        print("\n" + exits)
+        print(run(BUILD / "tests/bench/bench-kernel", "cost of a switch", timeout=400))

@@ -1,6 +1,6 @@
 #!/usr/bin/python3
 # SPDX-License-Identifier: Apache-2.0
-"""inside.py [SUITE...]: the hypervisor VM's side. Runs the suites of suites.txt one after the other and leaves in
+"""inside.py SUITE|TIER...: the hypervisor VM's side. Runs those suites of suites.txt one after the other and leaves in
 /srv/results, for each: SUITE.log, SUITE.xml where pytest writes one, SUITE/ with what the daemons exported, SUITE.status.
 """
 
@@ -20,15 +20,17 @@ SLOWNESS = 12
 MODULES = ("loop", "zram", "null_blk nr_devices=0")
 
 
-def suites(wanted=()):
-    """[(name, seconds, [command ...])]"""
-    found = []
+def suites(wanted):
+    """[(name, seconds, [command ...])] of the suites and tiers that are wanted, in the table's order."""
+    found, unknown = [], set(wanted)
     for line in (HERE / "suites.txt").read_text(encoding="utf-8").splitlines():
         if line and not line.startswith("#"):
-            name, seconds, *command = line.split()
-            if name.strip("+") in wanted or not (wanted or name.startswith("+")):
-                name = name.strip("+")
+            tier, name, seconds, *command = line.split()
+            if {tier, name} & set(wanted):
                 found.append((name, int(seconds), command))
+            unknown -= {tier, name}
+    if unknown:
+        raise SystemExit(f"not in {HERE / 'suites.txt'}: {' '.join(sorted(unknown))}")
     return found
 
 
@@ -37,8 +39,11 @@ def run(name, seconds, command):
     kept.mkdir(parents=True, exist_ok=True)
     environment = {**os.environ, "KVMSCOPE_BED": "system", "KVMSCOPE_SLOWNESS": str(SLOWNESS), "KVMSCOPE_KEEP": str(kept),
                    "KVMSCOPE_BUILD": str(SOURCE / "build/release"), "PYTHONDONTWRITEBYTECODE": "1", "PYTHONUNBUFFERED": "1"}
-    if command[0].endswith("run.sh"):
+    pytest = command[0].endswith("run.sh")
+    if pytest:
         command = [*command, "-v", f"--junitxml={RESULTS / name}.xml"]
+    # The programs' own tests compare with what a device has counted: udev, which reads every new one, has to wait.
+    subprocess.run(["udevadm", "control", "--start-exec-queue" if pytest else "--stop-exec-queue"], check=False)
     log = RESULTS / f"{name}.log"
     with open(log, "wb") as out, open(log, encoding="utf-8", errors="replace") as said:
         # A suite that hangs is interrupted so that it can say where and clean up; then killed.

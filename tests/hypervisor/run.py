@@ -2,8 +2,8 @@
 # SPDX-License-Identifier: Apache-2.0
 """The hypervisor VM as tests of CTest.
 
-run.py boot KERNEL RESULTS [SUITE...]   boots it on that kernel, runs the suites inside, fails only if that does not work
-run.py verdict RESULTS SUITE            fails, with its log, if a suite failed in there or did not run
+run.py boot KERNEL RESULTS SUITE|TIER...   boots it on that kernel, runs these inside, fails only if that does not work
+run.py verdict RESULTS SUITE               fails, with its log, if a suite failed in there or did not run
 """
 
 import os

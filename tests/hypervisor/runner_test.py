@@ -7,6 +7,8 @@ import tempfile
 import unittest
 from pathlib import Path
 
+from inside import suites
+
 ROOT = Path(__file__).resolve().parents[2]
 # The last two arguments are "-serial file:PROGRESS"; the console comes before, the results are the third drive.
 QEMU = r"""#!/bin/bash
@@ -71,6 +73,16 @@ class Runner(unittest.TestCase):
     def test_one_that_dies_at_work(self):
         self.assertEqual(self.run_with("up; finish 0; echo up >$progress")[::2], (5, 1))
         self.assertTrue((self.results / "status").exists(), "what it had kept")
+
+
+class Table(unittest.TestCase):
+    def test_suites_by_tier_and_by_name(self):
+        names = [name for name, _, _ in suites(["hypervisor"])]
+        self.assertIn("exits", names)
+        self.assertNotIn("bench", names)
+        self.assertEqual([name for name, _, _ in suites(["vmx", "mapping"])], ["mapping", "vmx"])
+        with self.assertRaisesRegex(SystemExit, "no-such"):
+            suites(["mapping", "no-such"])
 
 
 class Verdict(unittest.TestCase):
