@@ -111,7 +111,7 @@ enum kv_error {
 
 /* What the programs count about themselves. */
 enum kv_stat {
-  KV_STAT_LATE,           /* completions of a tenancy of the slot that is over */
+  KV_STAT_LATE,           /* completions, and sums of exits, of a tenancy of the slot that is over */
   KV_STAT_UNATTRIBUTED,   /* requests of a marked process that belongs to no slot: counted in the host's */
   KV_STAT_NO_SPARE,       /* QEMU processes that found the pool of slots empty */
   KV_STAT_CARRY_FULL,     /* requests that found no place to be remembered: not counted */
@@ -233,8 +233,9 @@ struct kv_vcpu {
   struct kv_counter emulation;
   __u64 halted_ns[KV_HALTS];
   __u64 halt_ns[KV_HALTS]; /* KVM's own totals as far as they are in halted_ns */
+  __u64 kvm;               /* struct kvm_vcpu, as long as the thread is in KVM */
 };
-KV_ASSERT(sizeof(struct kv_vcpu) == 32 + 16 * (KV_EXITS + 1) + 16 * KV_HALTS);
+KV_ASSERT(sizeof(struct kv_vcpu) == 32 + 16 * (KV_EXITS + 1) + 16 * KV_HALTS + 8);
 
 enum kv_carry_flags {
   KV_CARRY_PARTIAL = 1,  /* a part has completed: first bio, sector and length have moved on */

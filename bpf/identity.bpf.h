@@ -169,7 +169,10 @@ KV_INLINE void take_counter(struct kv_identity id, __u32 kind, __u32 dev, __u32 
   __u64 count = __sync_lock_test_and_set(&from->count, 0);
   __u64 sum = __sync_lock_test_and_set(&from->sum, 0);
   struct kv_counter* cell = counter_cell(id, kind, dev, sub);
-  if (!cell) return;
+  if (!cell) {
+    count_stat(KV_STAT_LATE);
+    return;
+  }
   __sync_fetch_and_add(&cell->count, count);
   __sync_fetch_and_add(&cell->sum, sum);
 }
@@ -232,8 +235,10 @@ static __noinline __attribute__((unused)) void begin_death(struct task_struct* t
   struct kv_vcpu* vcpu = bpf_task_storage_get(&vcpus, task, 0, 0);
 
   count_time(task, kept);
-  if (vcpu && vcpu->place != KV_PLACE_GUEST) leave_place(vcpu, bpf_ktime_get_ns() - vcpu->since_ns);
-  if (vcpu) count_exits(task, kept);
+  if (vcpu) {
+    vcpu->place = KV_PLACE_GUEST; /* what it does from here on is to end */
+    count_exits(task, kept);
+  }
   if (!info || kept->dying.generation) return;
   __sync_fetch_and_add(&info->dying, 1);
   *(volatile __u64*)&kept->dying = *(__u64*)&kept->id;

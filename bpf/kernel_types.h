@@ -82,6 +82,7 @@ struct kvm_vcpu_stat {
 
 struct kvm_vcpu {
   int vcpu_id;
+  int vcpu_idx;
   struct kvm_vcpu_stat stat;
 };
 

@@ -45,30 +45,33 @@ int BPF_PROG(kv_exit_reason, __u32 reason, struct kvm_vcpu* kvm, __u32 isa) {
   return 0;
 }
 
-SEC("tp_btf/kvm_userspace_exit")
-int BPF_PROG(kv_userspace_exit) {
-  struct kv_vcpu* vcpu = this_vcpu();
-
-  if (!vcpu || vcpu->place != KV_PLACE_KERNEL) return 0;
-  __u64 now_ns = bpf_ktime_get_ns();
-  leave_place(vcpu, now_ns - vcpu->since_ns);
-  __sync_fetch_and_add(&vcpu->emulation.count, 1);
-  vcpu->since_ns = now_ns;
-  vcpu->place = KV_PLACE_QEMU;
-  return 0;
-}
-
 KV_INLINE void count_one_halt(struct kv_vcpu* vcpu, __u32 kind, __u64 now_ns, bool first) {
   if (!first) __sync_fetch_and_add(&vcpu->halted_ns[kind], now_ns - vcpu->halt_ns[kind]);
   vcpu->halt_ns[kind] = now_ns;
 }
 
 /* KVM's own totals of a vCPU's halts, taken forward after each one. */
-static __noinline void count_halt(struct kvm_vcpu* kvm, struct kv_vcpu* vcpu, bool first) {
+static __noinline void count_halt(struct kv_vcpu* vcpu, bool first) {
+  struct kvm_vcpu* kvm = (void*)vcpu->kvm;
+
   if (!bpf_core_field_exists(kvm->stat.generic.halt_wait_ns)) return;
-  count_one_halt(vcpu, KV_HALT_BLOCKED, kvm->stat.generic.halt_wait_ns, first);
-  count_one_halt(vcpu, KV_HALT_POLLED, kvm->stat.generic.halt_poll_success_ns, first);
-  count_one_halt(vcpu, KV_HALT_POLLED_IN_VAIN, kvm->stat.generic.halt_poll_fail_ns, first);
+  count_one_halt(vcpu, KV_HALT_BLOCKED, BPF_CORE_READ(kvm, stat.generic.halt_wait_ns), first);
+  count_one_halt(vcpu, KV_HALT_POLLED, BPF_CORE_READ(kvm, stat.generic.halt_poll_success_ns), first);
+  count_one_halt(vcpu, KV_HALT_POLLED_IN_VAIN, BPF_CORE_READ(kvm, stat.generic.halt_poll_fail_ns), first);
+}
+
+SEC("tp_btf/kvm_userspace_exit")
+int BPF_PROG(kv_userspace_exit) {
+  struct kv_vcpu* vcpu = this_vcpu();
+
+  if (!vcpu || vcpu->place != KV_PLACE_KERNEL) return 0;
+  if (vcpu->exit == KV_EXIT_HLT) count_halt(vcpu, false); /* suspended, or killed, in the midst of it */
+  __u64 now_ns = bpf_ktime_get_ns();
+  leave_place(vcpu, now_ns - vcpu->since_ns);
+  __sync_fetch_and_add(&vcpu->emulation.count, 1);
+  vcpu->since_ns = now_ns;
+  vcpu->place = KV_PLACE_QEMU;
+  return 0;
 }
 
 /* A thread's first entry: whatever it is called, it is a vCPU, if it is a VM's at all. */
@@ -83,9 +86,13 @@ static __noinline void meet_vcpu(struct kvm_vcpu* kvm) {
     return;
   }
   count_time(task, kept);
-  kept->vcpu = kvm->vcpu_id;
+  /* Its name says which one (to KVM it is an APIC's id, with gaps); without a name, the order of their
+   * making. */
+  if (kept->thread != KV_THREAD_VCPU)
+    kept->vcpu = bpf_core_field_exists(kvm->vcpu_idx) ? kvm->vcpu_idx : kvm->vcpu_id;
   kept->thread = KV_THREAD_VCPU;
-  count_halt(kvm, vcpu, true);
+  vcpu->kvm = (__u64)kvm;
+  count_halt(vcpu, true);
 }
 
 SEC("tp_btf/kvm_entry")
@@ -103,7 +110,7 @@ int BPF_PROG(kv_entry, struct kvm_vcpu* kvm) {
     if (vcpu->isa) count_exit(vcpu, exit_of_vcpu(kvm, vcpu->isa));
     return 0;
   }
-  if (vcpu->exit == KV_EXIT_HLT) count_halt(kvm, vcpu, false);
+  if (vcpu->exit == KV_EXIT_HLT) count_halt(vcpu, false);
   leave_place(vcpu, bpf_ktime_get_ns() - vcpu->since_ns);
   return 0;
 }

@@ -78,6 +78,7 @@ KvmPrograms::~KvmPrograms() {
 }
 
 bool KvmPrograms::kvm_is_here() {
+  if (kernel_has_tracepoint("kvm_exit")) return true;  // built into the kernel
   const bool processor =
       ::access("/sys/kernel/btf/kvm_amd", R_OK) == 0 || ::access("/sys/kernel/btf/kvm_intel", R_OK) == 0;
   return processor && ::access("/sys/kernel/btf/kvm", R_OK) == 0;

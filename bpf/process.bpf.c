@@ -150,7 +150,8 @@ int BPF_PROG(kv_rename, struct task_struct* task, const char* comm) {
   }
   struct kv_task* kept = bpf_task_storage_get(&task_id, task, 0, 0);
   if (!kept) return 0;
-  count_time(task, kept); /* so far it was what it was called */
+  if (bpf_task_storage_get(&vcpus, task, 0, 0)) return 0; /* KVM knows better */
+  count_time(task, kept);                                 /* so far it was what it was called */
   classify(kept, name);
   return 0;
 }

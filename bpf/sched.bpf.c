@@ -8,12 +8,31 @@
 #include "identity.bpf.h"
 
 #define TASK_DEAD 0x80 /* include/linux/sched.h */
+#define PF_EXITING 0x4
 
 /* --- totals */
 
+/* What was somebody's and is nobody's now: what it does until somebody has it is nobody's. (A process that
+ * ends loses its mark before its threads' last words.) */
+KV_INLINE void forget(struct task_struct* task) {
+  struct kv_task* kept = bpf_task_storage_get(&task_id, task, 0, 0);
+
+  if (!kept || !kept->id.generation || kept->dying.generation || task->flags & PF_EXITING) return;
+  *(volatile __u64*)&kept->id = 0;
+  kept->flags = 0;
+}
+
 /* A thread older than its being watched begins here. */
 static __noinline void meet(struct task_struct* task, struct kv_task* kept) {
+  struct kv_vcpu* vcpu = bpf_task_storage_get(&vcpus, task, 0, 0);
   char name[KV_COMM_BYTES] = {};
+
+  if (vcpu) {
+    vcpu->place = KV_PLACE_GUEST;
+    __builtin_memset(vcpu->exits, 0, sizeof(vcpu->exits));
+    __builtin_memset(&vcpu->emulation, 0, sizeof(vcpu->emulation));
+    __builtin_memset(vcpu->halted_ns, 0, sizeof(vcpu->halted_ns));
+  }
 
   bpf_probe_read_kernel(name, sizeof(name), task->comm);
   classify(kept, name);
@@ -25,7 +44,11 @@ SEC("iter/task")
 int kv_threads(struct bpf_iter__task* context) {
   struct task_struct* task = context->task;
 
-  if (!task || !is_vm(task->tgid)) return 0;
+  if (!task) return 0;
+  if (!is_vm(task->tgid)) {
+    forget(task);
+    return 0;
+  }
   struct kv_task* kept = bpf_task_storage_get(&task_id, task, 0, BPF_LOCAL_STORAGE_GET_F_CREATE);
   if (!kept) {
     count_stat(KV_STAT_STORAGE_FAILED);
@@ -82,12 +105,11 @@ KV_INLINE void resume(struct task_struct* task) {
   if (vcpu && vcpu->place != KV_PLACE_GUEST) vcpu->since_ns = bpf_ktime_get_ns();
 }
 
-KV_INLINE void suspend(struct task_struct* task, bool dead) {
+KV_INLINE void suspend(struct task_struct* task) {
   struct kv_vcpu* vcpu = bpf_task_storage_get(&vcpus, task, 0, 0);
 
   if (!vcpu || vcpu->place == KV_PLACE_GUEST) return;
   vcpu->spent_ns += bpf_ktime_get_ns() - vcpu->since_ns;
-  if (dead) leave_place(vcpu, 0);
 }
 
 SEC("tp_btf/sched_switch")
@@ -102,7 +124,7 @@ int BPF_PROG(kv_switch, bool preempt, struct task_struct* prev, struct task_stru
   struct kv_task* kept = bpf_task_storage_get(&task_id, prev, 0, 0);
   if (!kept) return 0;
   refresh(prev, kept);
-  if (kept->thread == KV_THREAD_VCPU) suspend(prev, state & TASK_DEAD);
+  if (kept->thread == KV_THREAD_VCPU) suspend(prev);
   if (state & TASK_DEAD) end_death(prev, kept);
   if (kept->thread == KV_THREAD_VCPU && kept->flags & KV_TASK_BASED && kept->id.generation)
     end_slice(prev, kept, preempt || !state);

@@ -38,7 +38,7 @@ struct StatText {
   std::string_view description;
 };
 constexpr std::array<StatText, KV_STATS> kStats{{
-    {"late", "Completions of a tenancy of a slot that was over"},
+    {"late", "Completions, and sums of exits, of a tenancy of a slot that was over"},
     {"unattributed", "Requests of a marked process that holds no slot; counted in the host's"},
     {"no_spare", "QEMU processes that found no spare slot"},
     {"carry_full", "Requests that could not be remembered and were not counted"},
@@ -303,6 +303,7 @@ Result<void> Tracer::bind(core::ProcessKey process, std::span<const std::uint64_
 }
 void Tracer::unbind(core::ProcessKey process) {
   impl_->identities.unbind(process);
+  impl_->loaded->count_threads();  // they forget whose they were
 }
 std::vector<std::pair<core::ProcessKey, SlotIdentity>> Tracer::processes() const {
   return impl_->identities.processes();

@@ -5,8 +5,10 @@ import os
 import subprocess
 import tempfile
 import unittest
+from unittest import mock
 from pathlib import Path
 
+import inside
 from inside import suites
 
 ROOT = Path(__file__).resolve().parents[2]
@@ -83,6 +85,19 @@ class Table(unittest.TestCase):
         self.assertEqual([name for name, _, _ in suites(["vmx", "mapping"])], ["mapping", "vmx"])
         with self.assertRaisesRegex(SystemExit, "no-such"):
             suites(["mapping", "no-such"])
+
+
+class Inside(unittest.TestCase):
+    def test_a_suites_status_is_its_commands(self):
+        with tempfile.TemporaryDirectory() as folder:
+            udevadm = Path(folder, "udevadm")  # it is no business of this machine's
+            udevadm.write_text("#!/bin/sh\n", encoding="ascii")
+            udevadm.chmod(0o755)
+            with mock.patch.object(inside, "RESULTS", Path(folder)), \
+                    mock.patch.dict(os.environ, {"PATH": f"{folder}:{os.environ['PATH']}"}):
+                self.assertEqual(inside.run("good", 20, ["/bin/true"]), 0)
+                self.assertEqual(inside.run("bad", 20, ["/bin/false"]), 1)
+                self.assertEqual(inside.run("long", 1, ["/bin/sleep", "20"]), 124)
 
 
 class Verdict(unittest.TestCase):

@@ -3,10 +3,11 @@
 
 import re
 import time
+from pathlib import Path
 
 import pytest
 
-from bed.libvirt import Disk, Domain, Nova
+from bed.libvirt import Disk, Domain, Nova, Own
 from bed.otlp import settled
 from bed.shell import run, wait_for
 from bed.storage import LoopDisk
@@ -20,8 +21,9 @@ CPU_TIME = "kvmscope.vm.cpu.time"
 READS = 200
 
 
-def boot(bed, libvirt, name, tenant, vcpus=1, wait=True):
-    return Domain(bed, libvirt, name, [Disk(LoopDisk(bed, name, 16), "native")], Nova(tenant), vcpus=vcpus).start(wait)
+def boot(bed, libvirt, name, metadata, vcpus=1, wait=True, topology=""):
+    return Domain(bed, libvirt, name, [Disk(LoopDisk(bed, name, 16), "native")], metadata, vcpus=vcpus,
+                  topology=topology).start(wait)
 
 
 def kvm_exits(libvirt, domain, vcpu):
@@ -66,8 +68,8 @@ class Window:
 
 @pytest.fixture(scope="module")
 def guests(bed, libvirt):
-    pair = (boot(bed, libvirt, "exits-a", "tenant-a", vcpus=2, wait=False),
-            boot(bed, libvirt, "exits-b", "tenant-b", wait=False))
+    pair = (boot(bed, libvirt, "exits-a", Nova("tenant-a"), vcpus=2, wait=False),
+            boot(bed, libvirt, "exits-b", Nova("tenant-b"), wait=False))
     for guest in pair:
         guest.wait_booted()
     return pair
@@ -100,6 +102,8 @@ def test_a_guest_that_halts_and_one_that_hammers_a_port(libvirt, start_hostd, gu
     blocked = halting.grown(HALT, vcpu="0")
     assert 0.8 * halting.seconds < blocked < 1.05 * halting.seconds
     assert halting.grown(HALT, **{"vcpu": "0", "cpu.halt": "blocked"}) > 0.5 * blocked
+    # Of the host's side of an exit sleep is no part.
+    assert halting.grown(EXIT_TIME) + halting.grown(EMULATION_TIME) <= halting.grown(CPU_TIME, vcpu="0") * 1.02
 
     with Window(daemon, libvirt, hammer) as hammering:
         # Each word of a device's configuration is read by two accesses to ports, and QEMU's to emulate.
@@ -112,14 +116,44 @@ def test_a_guest_that_halts_and_one_that_hammers_a_port(libvirt, start_hostd, gu
     assert daemon.stop() == 0
 
 
+def test_owners_and_ends(bed, libvirt, start_hostd, guests):
+    """Each owner has the exits of his time, and a killed VM all of them; each vCPU its own, whatever KVM calls it."""
+    for guest in guests:
+        guest.destroy()
+    daemon = start_hostd(interval="10min")  # no reading but those that these events need
+    # Here QEMU's numbers for KVM (its APIC's) are 0, 1, 2, 4, 5, 6.
+    topology = "<topology sockets='2' cores='3' threads='1'/>"
+    guest = boot(bed, libvirt, "exits-owned", Own("tenant-x"), vcpus=6, topology=topology, wait=False)
+    wait_for("its first exits", lambda: kvm_exits(libvirt, guest, 0) > 1000)
+    libvirt.virsh("suspend", guest.name)
+    formers = [kvm_exits(libvirt, guest, vcpu) for vcpu in range(6)]
+    guest.set_own_metadata("tenant-y")
+    wait_for("its new owner", lambda: [vm["tenant"] for vm in daemon.client_json("vms")
+                                       if vm["uuid"] == guest.uuid and vm["state"] == "attributed"] == ["tenant-y"])
+    libvirt.virsh("resume", guest.name)
+    guest.wait_booted()
+    libvirt.virsh("suspend", guest.name)
+    all_of_it = [kvm_exits(libvirt, guest, vcpu) for vcpu in range(6)]
+    guest.kill()
+    wait_for("its end", lambda: not [vm for vm in daemon.client_json("vms")
+                                     if vm["uuid"] == guest.uuid and vm["state"] == "attributed"])
+    assert daemon.stop() == 0
+    export = settled(daemon.operator_path())
+    for tenant, exits in (("tenant-x", formers), ("tenant-y", [a - b for a, b in zip(all_of_it, formers)])):
+        assert [export.total(EXITS, vm=guest.uuid, tenant=tenant, vcpu=str(vcpu)) for vcpu in range(6)] == exits
+    assert min(all_of_it) > 0 and not export.find(EXITS, vm=guest.uuid, vcpu="other")
+    guest.destroy()
+
+
 def test_kvm_may_come_after_the_daemon(bed, libvirt, start_hostd, guests):
     for guest in guests:
         guest.destroy()
-    run("modprobe", "-r", "kvm_amd")
+    (module,) = re.findall(r"^(kvm_amd|kvm_intel) ", Path("/proc/modules").read_text(), re.M)
+    run("modprobe", "-r", module)
     daemon = start_hostd()
-    run("modprobe", "kvm_amd")
+    run("modprobe", module)
     wait_for("the programs", lambda: "KVM is here" in daemon.log(), timeout=60)
-    guest = boot(bed, libvirt, "exits-late", "tenant-l", wait=False)
+    guest = boot(bed, libvirt, "exits-late", Nova("tenant-l"), wait=False)
     wait_for("its first exits", lambda: settled(daemon.operator_path()).total(EXITS, vm=guest.uuid, vcpu="0") > 0)
     guest.destroy()
     assert daemon.stop() == 0

@@ -176,6 +176,7 @@ class Domain:
     vcpus: int = 1
     max_vcpus: int = 1
     partition: str = ""
+    topology: str = ""  # of the processor, XML
     devices: str = ""  # more of them, XML
     uuid: str = field(default_factory=lambda: str(uuids.uuid4()))
 
@@ -197,7 +198,7 @@ class Domain:
 <memory unit='MiB'>{self.memory_mib}</memory><vcpu current='{self.vcpus}'>{max(self.vcpus, self.max_vcpus)}</vcpu>{resource}
 <os><type arch='x86_64' machine='pc'>hvm</type><kernel>{guest}/vmlinuz</kernel><initrd>{guest}/initrd</initrd>
 <cmdline>console=ttyS0 quiet panic=-1 no_timer_check nokaslr</cmdline></os>
-<features><acpi/></features><cpu mode='maximum'/><on_poweroff>destroy</on_poweroff><on_crash>destroy</on_crash>
+<features><acpi/></features><cpu mode='maximum'>{self.topology}</cpu><on_poweroff>destroy</on_poweroff><on_crash>destroy</on_crash>
 <devices><emulator>/usr/bin/qemu-system-x86_64</emulator>{disks}
 <controller type='usb' model='none'/><memballoon model='none'/>
 <serial type='null'><target port='0'/></serial>
