@@ -8,7 +8,7 @@ from pathlib import Path
 import pytest
 
 from bed.libvirt import Disk, Domain, Nova, Own
-from bed.otlp import settled
+from bed.otlp import export_of, settled
 from bed.shell import run, wait_for
 from bed.storage import LoopDisk
 
@@ -120,7 +120,7 @@ def test_owners_and_ends(bed, libvirt, start_hostd, guests):
     """Each owner has the exits of his time, and a killed VM all of them; each vCPU its own, whatever KVM calls it."""
     for guest in guests:
         guest.destroy()
-    daemon = start_hostd(interval="10min")  # no reading but those that these events need
+    daemon = start_hostd(interval="600s")  # no reading but those that these events need
     # Here QEMU's numbers for KVM (its APIC's) are 0, 1, 2, 4, 5, 6.
     topology = "<topology sockets='2' cores='3' threads='1'/>"
     guest = boot(bed, libvirt, "exits-owned", Own("tenant-x"), vcpus=6, topology=topology, wait=False)
@@ -138,7 +138,7 @@ def test_owners_and_ends(bed, libvirt, start_hostd, guests):
     wait_for("its end", lambda: not [vm for vm in daemon.client_json("vms")
                                      if vm["uuid"] == guest.uuid and vm["state"] == "attributed"])
     assert daemon.stop() == 0
-    export = settled(daemon.operator_path())
+    export = export_of(daemon.operator_path())
     for tenant, exits in (("tenant-x", formers), ("tenant-y", [a - b for a, b in zip(all_of_it, formers)])):
         assert [export.total(EXITS, vm=guest.uuid, tenant=tenant, vcpu=str(vcpu)) for vcpu in range(6)] == exits
     assert min(all_of_it) > 0 and not export.find(EXITS, vm=guest.uuid, vcpu="other")
