@@ -17,15 +17,18 @@
 enum kv_limits {
   KV_MAX_VCPUS = 4096, /* a larger number is not a vCPU's */
   KV_MAX_DISKS = 32, /* disks with a number of their own in one slot; further ones get this number: "other" */
-  KV_QUEUES = 1024,  /* request queues known at a time, by id (a power of 2) */
-  KV_VERSIONS = 4096, /* identity versions, by tgid (a power of 2) */
-  KV_TGIDS = 1 << 22, /* PID_MAX_LIMIT */
-  KV_NAMES = 8,       /* names of QEMU binaries */
-  KV_NAME_BYTES = 32, /* of one such name */
-  KV_COMM_BYTES = 16, /* TASK_COMM_LEN */
-  KV_BUCKETS = 108,   /* of a histogram */
-  KV_CHAIN = 256,     /* bios of one request that are looked at */
-  KV_SPLITS = 8,      /* steps from a bio to the one that it was split off from */
+  KV_MAX_NICS = 16,  /* NICs, likewise; below 256 */
+  KV_NIC_BITS = 1 << 16, /* of the filter by interface index (a power of 2) */
+  KV_NIC_SAMPLED = 8,    /* one packet of so many has its wait in the tap's queue measured (a power of 2) */
+  KV_QUEUES = 1024,      /* request queues known at a time, by id (a power of 2) */
+  KV_VERSIONS = 4096,    /* identity versions, by tgid (a power of 2) */
+  KV_TGIDS = 1 << 22,    /* PID_MAX_LIMIT */
+  KV_NAMES = 8,          /* names of QEMU binaries */
+  KV_NAME_BYTES = 32,    /* of one such name */
+  KV_COMM_BYTES = 16,    /* TASK_COMM_LEN */
+  KV_BUCKETS = 108,      /* of a histogram */
+  KV_CHAIN = 256,        /* bios of one request that are looked at */
+  KV_SPLITS = 8,         /* steps from a bio to the one that it was split off from */
 };
 
 /* Kinds of series, an index into every header. bpf/catalogue.cpp gives them their names outside. */
@@ -43,7 +46,13 @@ enum kv_kind {
   KV_VCPU_EMULATION = 10, /* counter by vCPU: returns to QEMU, ns in it until the next entry */
   KV_VCPU_HALT = 11,      /* counter by vCPU and kind of halt: -, ns */
   KV_PAGING = 12,         /* counter: major page faults */
-  KV_KINDS = 13,
+  KV_NIC_PACKETS = 13,    /* counter by NIC, direction: packets, bytes as the tap counts them */
+  KV_NIC_SEGMENTS = 14,   /* counter by NIC, direction: packets on a wire that these stand for */
+  KV_NIC_DROPS = 15,      /* counter by NIC, direction x reason: packets */
+  KV_NIC_QUEUE = 16,      /* counter by NIC: packets that were handed to the tap for the guest */
+  KV_NIC_DEPTH = 17,      /* gauge by NIC, kept by the daemon: packets that the guest has not taken yet */
+  KV_NIC_QUEUE_DURATION = 18, /* histogram by NIC, of a sample: handed to the tap to taken from it */
+  KV_KINDS = 19,
 };
 
 /* Why a vCPU left its guest: VMX's and SVM's reasons, one number for what is the same. */
@@ -109,6 +118,20 @@ enum kv_error {
   KV_ERRORS,
 };
 
+/* As the guest sees it. */
+enum kv_direction { KV_RECEIVE, KV_TRANSMIT, KV_DIRECTIONS };
+
+/* Why a packet to or from a guest was dropped (enum skb_drop_reason, as far as it is told apart here). */
+enum kv_drop {
+  KV_DROP_RING_FULL, /* the guest takes nothing, or too slowly */
+  KV_DROP_FILTER,    /* a filter of the tap, the host's firewall, a program */
+  KV_DROP_DOWN,      /* the tap is not up */
+  KV_DROP_QDISC,     /* the host's queue before the tap */
+  KV_DROP_MEMORY,
+  KV_DROP_OTHER, /* and where the kernel gives no reasons, before 5.17 */
+  KV_DROPS,
+};
+
 /* What the programs count about themselves. */
 enum kv_stat {
   KV_STAT_LATE,           /* completions, and sums of exits, of a tenancy of the slot that is over */
@@ -125,6 +148,7 @@ enum kv_stat {
   KV_STAT_LONG_CHAIN,     /* merged requests of more than KV_CHAIN bios: the rest was not counted */
   KV_STAT_MAP_ERROR,      /* any other update of a map that failed */
   KV_STAT_LATE_TIME,      /* ns of CPU time of a tenancy of the slot that is over */
+  KV_STAT_OTHER_NIC,      /* packets of a NIC beyond KV_MAX_NICS */
   KV_STATS,
 };
 
@@ -170,8 +194,9 @@ struct kv_slot_info {
   __u32 stacked; /* bit dev: seen as a device without requests; those below it are other numbers */
   __u32 dying;   /* threads after their exit and before their last switch: they still use time */
   __u64 disk_keys[KV_MAX_DISKS]; /* index = dev; 0 = free; claimed by compare-and-swap from both sides */
+  __u64 nic_keys[KV_MAX_NICS];   /* likewise */
 };
-KV_ASSERT(sizeof(struct kv_slot_info) == 280);
+KV_ASSERT(sizeof(struct kv_slot_info) == 408);
 
 struct kv_process_key {
   __u32 tgid;
@@ -280,6 +305,30 @@ struct kv_bio {
 };
 KV_ASSERT(sizeof(struct kv_bio) == 40);
 
+/* Whose a tap is, as one word: read and written at once. */
+KV_INLINE __u64 kv_nic_owner(struct kv_identity id, __u32 dev) {
+  __u64 owner = id.generation;
+
+  return (owner << 24 | (id.slot & 0xffffff)) << 8 | (dev & 0xff);
+}
+KV_INLINE struct kv_identity kv_nic_identity(__u64 owner) {
+  struct kv_identity id;
+
+  id.slot = owner >> 8 & 0xffffff;
+  id.generation = owner >> 32;
+  return id;
+}
+KV_INLINE __u32 kv_nic_number(__u64 owner) {
+  return owner & 0xff;
+}
+
+/* A packet in a tap's queue whose wait is measured. */
+struct kv_queued {
+  __u64 nic; /* its key: the packet's address may be another's */
+  __u64 since_ns;
+};
+KV_ASSERT(sizeof(struct kv_queued) == 16);
+
 enum kv_queue_state { KV_QUEUE_FREE, KV_QUEUE_BUSY, KV_QUEUE_READY, KV_QUEUE_NO_ROOM };
 
 /* A request queue and its region of carries: [base, base + hctxs * depth). */
@@ -299,6 +348,8 @@ struct kv_globals {
   /* Which thread groups belong to VMs: the filter that a foreign task meets first. */
   __u64 vm_tgids[KV_TGIDS / 64];
   __u64 stats[KV_STATS];
+  /* Which interface indexes may be taps of VMs: what a packet of all others meets. */
+  __u64 nic_indexes[KV_NIC_BITS / 64];
   /* Entries in `carry_overflow` and `bios`: while 0, nobody looks there. */
   __s64 overflow_live;
   __s64 bios_live;
@@ -398,6 +449,13 @@ KV_INLINE __u32 kv_bucket(__u64 ns) {
   first += (ns > kv_bounds[first]) + (ns > kv_bounds[first + 1]) + (ns > kv_bounds[first + 2]) +
            (ns > kv_bounds[first + 3]);
   return first;
+}
+
+/* Key of a NIC: its tap, by the number of its network namespace and its index there. Never 0. */
+KV_INLINE __u64 kv_nic_key(__u32 netns, __u32 ifindex) {
+  __u64 key = netns;
+
+  return key << 32 | ifindex;
 }
 
 /* Key of a disk: dev as the kernel has it (major << 20 | minor), inode 0 for the block device itself.

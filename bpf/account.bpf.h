@@ -171,17 +171,22 @@ static __noinline __attribute__((unused)) void account_error(struct kv_identity*
 
 #define NO_DISK (KV_MAX_DISKS + 1)
 
-/* The number of this key in the slot; claims a free one if asked to, else NO_DISK. */
-KV_INLINE __u32 disk_number(struct kv_slot_info* info, __u64 key, bool claim) {
-  for (__u32 i = 0; i < KV_MAX_DISKS; i++) {
-    __u64 there = *(volatile __u64*)&info->disk_keys[i];
+/* The place of this key among `most`; takes a free one if asked to, else most + 1. `most` if all are others'.
+ */
+KV_INLINE __u32 number_of(__u64* keys, __u32 most, __u64 key, bool claim) {
+  for (__u32 i = 0; i < most; i++) {
+    __u64 there = *(volatile __u64*)&keys[i];
     if (there == key) return i;
     if (there) continue;
-    if (!claim) return NO_DISK;
-    there = __sync_val_compare_and_swap(&info->disk_keys[i], 0, key);
+    if (!claim) return most + 1;
+    there = __sync_val_compare_and_swap(&keys[i], 0, key);
     if (!there || there == key) return i;
   }
-  return claim ? KV_MAX_DISKS : NO_DISK;
+  return claim ? most : most + 1;
+}
+
+KV_INLINE __u32 disk_number(struct kv_slot_info* info, __u64 key, bool claim) {
+  return number_of(info->disk_keys, KV_MAX_DISKS, key, claim);
 }
 
 extern const void iomap_dio_bio_end_io __ksym __weak;

@@ -120,6 +120,45 @@ constexpr Instrument kPagingFaults{
     .type = InstrumentType::counter,
 };
 
+constexpr Instrument kPackets{
+    .name = "kvmscope.vm.network.packet.count",
+    .unit = "{packet}",
+    .description = "Packets that the VM took from, or gave to, its tap",
+    .type = InstrumentType::counter,
+};
+constexpr Instrument kNetworkBytes{
+    .name = "kvmscope.vm.network.io",
+    .unit = "By",
+    .description = "Bytes of these packets, with their Ethernet headers",
+    .type = InstrumentType::counter,
+};
+constexpr Instrument kSegments{
+    .name = "kvmscope.vm.network.segment.count",
+    .unit = "{packet}",
+    .description =
+        "Packets on a wire that these stand for: those that segmentation offload keeps together "
+        "are several",
+    .type = InstrumentType::counter,
+};
+constexpr Instrument kDropped{
+    .name = "kvmscope.vm.network.packet.dropped",
+    .unit = "{packet}",
+    .description = "Packets to or from the VM that the host dropped at its tap",
+    .type = InstrumentType::counter,
+};
+constexpr Instrument kQueueDepth{
+    .name = "kvmscope.vm.network.queue.depth",
+    .unit = "{packet}",
+    .description = "Packets in the tap's queue that the VM has not taken yet",
+    .type = InstrumentType::gauge,
+};
+constexpr Instrument kNetworkQueueDuration{
+    .name = "kvmscope.vm.network.queue.duration",
+    .unit = "s",
+    .description = "Time of a packet in the tap's queue until the VM takes it, of one in eight",
+    .type = InstrumentType::histogram,
+};
+
 constexpr std::array<std::string_view, KV_OPS> kDirections{"read", "write", "flush", "discard"};
 constexpr std::array<std::string_view, KV_ERRORS> kErrorTypes{"io",        "timeout", "nospc",   "medium",
                                                               "transport", "target",  "notsupp", "other"};
@@ -205,8 +244,31 @@ constexpr auto kHaltLabels = labels_of("cpu.halt", kHalts);
 constexpr auto kHaltSubs = subs_of(kHaltLabels);
 constexpr std::array<SubLabel, 1> kMajorLabel{{{"paging.type", "major"}}};
 constexpr std::array<Sub, 1> kMajor{{{.labels = kMajorLabel, .always = true}}};
+constexpr std::array<std::string_view, KV_DIRECTIONS> kNicDirections{"receive", "transmit"};
+constexpr std::array<std::string_view, KV_DROPS> kDropReasons{"ring_full", "filter", "down",
+                                                              "qdisc",     "memory", "other"};
+constexpr auto kNicLabels = labels_of("network.io.direction", kNicDirections);
+constexpr auto kNicSubs = [] {
+  auto subs = subs_of(kNicLabels);
+  for (Sub& sub : subs) sub.always = true;
+  return subs;
+}();
+constexpr auto kDropLabels = [] {
+  std::array<std::array<SubLabel, 2>, std::size_t{KV_DIRECTIONS} * KV_DROPS> labels{};
+  for (std::size_t sub = 0; sub < labels.size(); ++sub) {
+    labels[sub][0] = {"network.io.direction", kNicDirections[sub / KV_DROPS]};
+    labels[sub][1] = {"error.type", kDropReasons[sub % KV_DROPS]};
+  }
+  return labels;
+}();
+constexpr auto kDropSubs = subs_of(kDropLabels);
+static_assert(KV_NIC_SAMPLED == 8);
+constexpr std::array<SubLabel, 1> kSampledLabel{{{"kvmscope.sampling.ratio", "0.125"}}};
+constexpr std::array<Sub, 1> kSampled{{{.labels = kSampledLabel}}};
+
 /// Where there is no KVM these do not exist; with it they come with the first exit.
 constexpr std::array<Sub, 1> kWithKvm{{{.labels = {}}}};
+constexpr const std::array<Sub, 1>& kUnlabelled = kWithKvm;
 
 constexpr std::array<Kind, KV_KINDS> kKinds{{
     {.id = KV_DISK_STORAGE, .subs = kOps, .count = &kOperations, .sum = &kBytes},
@@ -246,6 +308,20 @@ constexpr std::array<Kind, KV_KINDS> kKinds{{
      .sum = &kEmulationTime},
     {.id = KV_VCPU_HALT, .dev_space = DevSpace::vcpu, .subs = kHaltSubs, .sum = &kHaltTime},
     {.id = KV_PAGING, .dev_space = DevSpace::vm, .subs = kMajor, .count = &kPagingFaults},
+    {.id = KV_NIC_PACKETS,
+     .dev_space = DevSpace::nic,
+     .subs = kNicSubs,
+     .count = &kPackets,
+     .sum = &kNetworkBytes},
+    {.id = KV_NIC_SEGMENTS, .dev_space = DevSpace::nic, .subs = kNicSubs, .count = &kSegments},
+    {.id = KV_NIC_DROPS, .dev_space = DevSpace::nic, .subs = kDropSubs, .count = &kDropped},
+    {.id = KV_NIC_QUEUE, .dev_space = DevSpace::nic, .subs = kWithKvm},
+    {.id = KV_NIC_DEPTH, .dev_space = DevSpace::nic, .subs = kPlain, .count = &kQueueDepth},
+    {.id = KV_NIC_QUEUE_DURATION,
+     .histogram = true,
+     .dev_space = DevSpace::nic,
+     .subs = kSampled,
+     .count = &kNetworkQueueDuration},
 }};
 
 }  // namespace
@@ -258,6 +334,8 @@ std::uint16_t rows_of(const core::SlotShape& shape, DevSpace space) {
       return std::max<std::uint16_t>(shape.disks, 1);
     case DevSpace::vcpu:
       return std::max<std::uint16_t>(shape.vcpus, 1);
+    case DevSpace::nic:
+      return std::max<std::uint16_t>(shape.nics, 1);
   }
   return 1;
 }

@@ -15,6 +15,7 @@ enum class DevSpace : std::uint8_t {
   vm,  ///< by nothing: one row
   disk,
   vcpu,
+  nic,
 };
 
 /// One label of a sub: disk.io.direction = read.

@@ -236,6 +236,61 @@ struct request {
   } ref; /* 0: freed. atomic_t; refcount_t of the same layout before 5.16 */
 };
 
+/* Networking. */
+struct ns_common {
+  unsigned int inum;
+};
+
+struct net {
+  struct ns_common ns;
+};
+
+typedef struct {
+  struct net* net;
+} possible_net_t;
+
+struct rtnl_link_ops {
+  const char* kind;
+};
+
+struct net_device {
+  int ifindex;
+  unsigned short type;
+  possible_net_t nd_net;
+  const struct rtnl_link_ops* rtnl_link_ops;
+};
+
+struct sk_buff {
+  struct net_device* dev;
+  unsigned int len;
+  int skb_iif;
+  __u16 transport_header;
+  __u16 mac_header;
+  unsigned int end; /* an offset on 64-bit machines */
+  unsigned char* head;
+};
+
+struct skb_shared_info {
+  unsigned short gso_size;
+  unsigned short gso_segs;
+  unsigned int gso_type;
+};
+
+/* Its numbers are others on every kernel. */
+enum skb_drop_reason {
+  SKB_DROP_REASON_NETFILTER_DROP = 12,
+  SKB_DROP_REASON_QDISC_DROP,
+  SKB_DROP_REASON_NOMEM,
+  SKB_DROP_REASON_SKB_UCOPY_FAULT,
+  SKB_DROP_REASON_DEV_READY,
+  SKB_DROP_REASON_FULL_RING,
+  SKB_DROP_REASON_TC_INGRESS,
+  SKB_DROP_REASON_TC_EGRESS,
+  SKB_DROP_REASON_XDP,
+  SKB_DROP_REASON_TAP_FILTER,
+  SKB_DROP_REASON_TAP_TXFILTER,
+};
+
 enum req_flag_bits {
   __REQ_PREFLUSH = 18,
 };

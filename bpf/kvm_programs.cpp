@@ -32,12 +32,7 @@ bool exit_has_reason() {
   };
   const std::unique_ptr<btf, Deleter> kernel(btf__load_vmlinux_btf());
   const std::unique_ptr<btf, Deleter> module(btf__load_module_btf("kvm", kernel.get()));
-  const btf* types = module ? module.get() : kernel.get();
-  const int id = btf__find_by_name_kind(types, "btf_trace_kvm_exit", BTF_KIND_TYPEDEF);
-  if (id < 0) return false;
-  const btf_type* type = btf__type_by_id(types, btf__type_by_id(types, static_cast<__u32>(id))->type);
-  type = btf__type_by_id(types, type->type);
-  return btf_is_func_proto(type) && btf_vlen(type) == 4;  // with the context in front
+  return tracepoint_arguments(module ? module.get() : kernel.get(), "kvm_exit").size() == 3;
 }
 
 /// The map of the other object that this one stands for: of the same name, or the one of the globals.

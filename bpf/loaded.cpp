@@ -45,13 +45,8 @@ std::string tracepoint_of(const bpf_program* program) {
 /// block_rq_complete passed an errno until 5.16.
 bool completion_passes_errno() {
   const btf* types = kernel_btf();
-  const int id = btf__find_by_name_kind(types, "btf_trace_block_rq_complete", BTF_KIND_TYPEDEF);
-  if (id < 0) return false;
-  const btf_type* type =
-      btf__type_by_id(types, btf__type_by_id(types, static_cast<__u32>(id))->type);  // pointer
-  type = btf__type_by_id(types, type->type);                                         // function
-  if (!btf_is_func_proto(type) || btf_vlen(type) < 3) return false;
-  return btf_is_int(btf__type_by_id(types, btf_params(type)[2].type));
+  const auto arguments = tracepoint_arguments(types, "block_rq_complete");
+  return arguments.size() >= 2 && btf_is_int(btf__type_by_id(types, arguments[1].type));
 }
 
 std::uint64_t number_in(const std::filesystem::path& path) {
@@ -118,6 +113,16 @@ Error load_error(int code, const LibbpfLog& log) {
 
 }  // namespace
 
+std::span<const btf_param> tracepoint_arguments(const btf* types, const std::string& name) {
+  const int id = btf__find_by_name_kind(types, ("btf_trace_" + name).c_str(), BTF_KIND_TYPEDEF);
+  if (id < 0) return {};
+  const btf_type* type =
+      btf__type_by_id(types, btf__type_by_id(types, static_cast<__u32>(id))->type);  // pointer
+  type = btf__type_by_id(types, type->type);                                         // function
+  if (!btf_is_func_proto(type) || btf_vlen(type) == 0) return {};
+  return {btf_params(type) + 1, static_cast<std::size_t>(btf_vlen(type)) - 1};  // the first is the program's
+}
+
 bool kernel_has_tracepoint(const std::string& name) {
   const btf* types = kernel_btf();
   return types != nullptr &&
@@ -164,6 +169,9 @@ Result<void> Loaded::configure(const Options& options) {
   for (const std::string_view name : kBioPrograms) {
     why_not_[std::string(name)] = "not needed: no VM has a disk on a device without requests";
   }
+  const bool drop_has_reason = tracepoint_arguments(kernel_btf(), "kfree_skb").size() >= 3;
+  why_not_[drop_has_reason ? "kv_net_dropped2" : "kv_net_dropped"] =
+      "not needed: this kernel's kfree_skb has other arguments";
   bpf_program* program = nullptr;
   bpf_object__for_each_program(program, skeleton.obj) {
     const std::string name = bpf_program__name(program);
@@ -214,6 +222,7 @@ Result<void> Loaded::configure(const Options& options) {
   bpf_map__set_max_entries(skeleton.maps.spares, slots);
   bpf_map__set_max_entries(skeleton.maps.procs, 4 * slots);
   bpf_map__set_max_entries(skeleton.maps.cgroups, options.max_cgroups);
+  bpf_map__set_max_entries(skeleton.maps.nics, 4 * slots);
   bpf_map__set_max_entries(skeleton.maps.events, options.max_tenants);
   bpf_map__set_max_entries(skeleton.maps.ring_drops, options.max_tenants);
   bpf_map__set_max_entries(skeleton.maps.carries, capacity);
@@ -244,7 +253,8 @@ Result<void> Loaded::map_arrays(const Options& options) {
            .procs = bpf_map__fd(maps.procs),
            .cgroups = bpf_map__fd(maps.cgroups),
            .carry_overflow = bpf_map__fd(maps.carry_overflow),
-           .bios = bpf_map__fd(maps.bios)};
+           .bios = bpf_map__fd(maps.bios),
+           .nics = bpf_map__fd(maps.nics)};
   auto info = MapView::open(bpf_map__fd(maps.slot_info), sizeof(kv_slot_info) * options.max_slots, true);
   if (!info) return fail(info.error());
   auto drops = MapView::open(bpf_map__fd(maps.ring_drops), sizeof(__u64) * options.max_tenants);
@@ -271,9 +281,12 @@ Result<void> Loaded::attach_one(bpf_program* program) {
 Result<void> Loaded::attach() {
   const auto& all = skeleton_->progs;
   for (bpf_program* program :
-       {all.kv_rq_complete, all.kv_rq_issue, all.kv_rq_requeue, all.kv_rq_merge, all.kv_bio_backmerge,
-        all.kv_bio_frontmerge, all.kv_io_start, all.kv_getrq, all.kv_threads, all.kv_switch, all.kv_rename,
-        all.kv_exit, all.kv_new_thread, all.kv_fork, all.kv_exec}) {
+       {all.kv_rq_complete,   all.kv_rq_issue,       all.kv_rq_requeue,   all.kv_rq_merge,
+        all.kv_bio_backmerge, all.kv_bio_frontmerge, all.kv_io_start,     all.kv_getrq,
+        all.kv_net_taken,     all.kv_net_dropped,    all.kv_net_dropped2, all.kv_net_refused,
+        all.kv_net_queued,    all.kv_net_sent,       all.kv_threads,      all.kv_switch,
+        all.kv_rename,        all.kv_exit,           all.kv_new_thread,   all.kv_fork,
+        all.kv_exec}) {
     if (!bpf_program__autoload(program)) continue;
     if (auto done = attach_one(program); !done) return done;
   }

@@ -13,6 +13,8 @@
 #include "bpf/tracer.h"
 #include "hostd/core/result.h"
 
+struct btf;
+struct btf_param;
 struct programs;
 struct bpf_program;
 struct bpf_link;
@@ -54,6 +56,7 @@ class Loaded {
     int cgroups = -1;
     int carry_overflow = -1;
     int bios = -1;
+    int nics = -1;
   };
   const Maps& maps() const { return maps_; }
   /// As mapped here: shared with the programs as they run, so each access is atomic.
@@ -91,5 +94,8 @@ ProgramInfo figures_of(const bpf_program* program);
 
 /// True if this tracepoint is in the running kernel's BTF.
 bool kernel_has_tracepoint(const std::string& name);
+
+/// Its arguments; 0 if these types do not have it.
+std::span<const btf_param> tracepoint_arguments(const btf* types, const std::string& name);
 
 }  // namespace kvmscope::bpf

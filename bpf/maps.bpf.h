@@ -120,6 +120,21 @@ struct {
   __type(value, struct kv_bio);
 } bios SEC(".maps");
 
+/* Taps and whose they are. Nobody removes one before its tap is gone. */
+struct {
+  __uint(type, BPF_MAP_TYPE_HASH);
+  __uint(max_entries, 1);
+  __type(key, __u64);   /* kv_nic_key() */
+  __type(value, __u64); /* kv_nic_owner() */
+} nics SEC(".maps");
+
+struct {
+  __uint(type, BPF_MAP_TYPE_LRU_HASH);
+  __uint(max_entries, 16384);
+  __type(key, __u64); /* skb */
+  __type(value, struct kv_queued);
+} queued SEC(".maps");
+
 /* Mapped by the daemon, and by every object of ours: one structure, so that all find the same things in the
  * same places. */
 struct kv_globals globals;

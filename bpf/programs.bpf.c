@@ -10,6 +10,7 @@
 /* the probes */
 #include "bio.bpf.c"
 #include "block.bpf.c"
+#include "net.bpf.c"
 #include "process.bpf.c"
 #include "sched.bpf.c"
 

@@ -36,6 +36,10 @@ DiskKey disk_key(std::uint32_t device_major, std::uint32_t device_minor, std::ui
   return DiskKey{kv_disk_key(device_major << 20 | device_minor, inode)};
 }
 
+NicKey nic_key(std::uint32_t netns, std::uint32_t ifindex) {
+  return NicKey{kv_nic_key(netns, ifindex)};
+}
+
 SlotLayout layout_of(const SlotShape& shape) {
   SlotLayout layout{.counter_cells = KV_KINDS, .histogram_cells = 1};
   for (const Kind& kind : catalogue()) {

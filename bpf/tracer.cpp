@@ -53,6 +53,7 @@ constexpr std::array<StatText, KV_STATS> kStats{{
     {"long_chain", "Merged requests with more parts than were looked at"},
     {"map_error", "Updates of a kernel table that failed"},
     {"late_time", "Nanoseconds of CPU time of a tenancy of a slot that was over"},
+    {"other_nic", "Packets of a NIC beyond the numbers of a slot"},
 }};
 
 std::uint32_t load(const __u32& value) {
@@ -99,6 +100,20 @@ std::size_t count_values(int map, const Predicate& predicate) {
   return count;
 }
 
+/// The place of a key; the number of places if all are others'. The kernel claims free ones at the same time.
+template <std::size_t Most>
+std::uint16_t number_of(__u64 (&keys)[Most], std::uint64_t key) {
+  std::uint16_t dev = 0;
+  for (; dev < Most; ++dev) {
+    __u64 there = 0;
+    if (__atomic_compare_exchange_n(&keys[dev], &there, key, false, __ATOMIC_SEQ_CST, __ATOMIC_SEQ_CST) ||
+        there == key) {
+      break;
+    }
+  }
+  return dev;
+}
+
 template <typename Record>
 const Record* record_as(std::span<const std::byte> bytes) {
   return bytes.size() >= sizeof(Record) ? reinterpret_cast<const Record*>(bytes.data()) : nullptr;
@@ -139,7 +154,21 @@ struct Tracer::Impl {
     store(info.stacked, 0);
     store(info.dying, 0);
     for (__u64& key : info.disk_keys) __atomic_store_n(&key, 0, __ATOMIC_RELAXED);
+    for (__u64& key : info.nic_keys) __atomic_store_n(&key, 0, __ATOMIC_RELAXED);
     store(info.generation, identity.generation.value);
+  }
+
+  /// Taps that are still this tenancy's: another may have them since.
+  void forget_nics(const kv_slot_info& info, SlotIdentity identity) const {
+    const int map = loaded->maps().nics;
+    for (const __u64& there : info.nic_keys) {
+      const __u64 key = __atomic_load_n(&there, __ATOMIC_RELAXED);
+      __u64 owner = 0;
+      if (key != 0 && bpf_map_lookup_elem(map, &key, &owner) == 0 &&
+          identity_of(kv_nic_identity(owner)) == identity) {
+        bpf_map_delete_elem(map, &key);
+      }
+    }
   }
 
   void on_record(std::uint32_t tenant_index, std::span<const std::byte> bytes) const;
@@ -267,6 +296,7 @@ void Tracer::retire(SlotIdentity identity, std::function<void(Result<void>)> don
         }
         const std::uint32_t slot = identity.slot.value;
         const auto& maps = impl->loaded->maps();
+        impl->forget_nics(*info, identity);
         if (auto out = clear_inner(maps.counters, slot, "a slot's counters"); !out) return out;
         if (auto out = clear_inner(maps.histograms, slot, "a slot's histograms"); !out) return out;
         store(info->generation, 0);
@@ -318,17 +348,8 @@ Result<std::vector<std::uint16_t>> Tracer::number_disks(SlotIdentity identity,
   if (info == nullptr) return fail(ErrorCode::not_found, "the slot is not in use");
   std::vector<std::uint16_t> numbers;
   for (const DiskKey key : keys) {
-    std::uint16_t dev = 0;
-    for (; dev < KV_MAX_DISKS; ++dev) {
-      __u64 there = 0;
-      // The kernel claims free ones at the same time.
-      if (__atomic_compare_exchange_n(&info->disk_keys[dev], &there, key.value, false, __ATOMIC_SEQ_CST,
-                                      __ATOMIC_SEQ_CST) ||
-          there == key.value) {
-        __atomic_fetch_or(&info->listed, 1U << dev, __ATOMIC_SEQ_CST);
-        break;
-      }
-    }
+    const std::uint16_t dev = number_of(info->disk_keys, key.value);
+    if (dev < KV_MAX_DISKS) __atomic_fetch_or(&info->listed, 1U << dev, __ATOMIC_SEQ_CST);
     numbers.push_back(dev);
   }
   return numbers;
@@ -353,6 +374,40 @@ std::vector<NumberedDisk> Tracer::disks(SlotIdentity identity) const {
 
 Result<void> Tracer::need_bio_devices() {
   return impl_->loaded->attach_bio_programs();
+}
+
+// --- NICs of a slot
+// ----------------------------------------------------------------------------------------------
+
+Result<std::vector<std::uint16_t>> Tracer::number_nics(SlotIdentity identity, std::span<const NicKey> keys) {
+  kv_slot_info* info = impl_->info_of(identity);
+  if (info == nullptr) return fail(ErrorCode::not_found, "the slot is not in use");
+  std::vector<std::uint16_t> numbers;
+  for (const NicKey key : keys) {
+    const std::uint16_t dev = number_of(info->nic_keys, key.value);
+    const __u64 owner =
+        kv_nic_owner({.slot = identity.slot.value, .generation = identity.generation.value}, dev);
+    if (bpf_map_update_elem(impl_->loaded->maps().nics, &key.value, &owner, BPF_ANY) != 0) {
+      return fail(Error::from_errno("remember a tap"));
+    }
+    const auto ifindex = static_cast<std::uint32_t>(key.value);
+    __atomic_fetch_or(&impl_->loaded->globals().nic_indexes[ifindex / 64 % (KV_NIC_BITS / 64)],
+                      std::uint64_t{1} << ifindex % 64, __ATOMIC_SEQ_CST);
+    numbers.push_back(dev);
+  }
+  return numbers;
+}
+
+std::vector<NicKey> Tracer::nics(SlotIdentity identity) const {
+  std::vector<NicKey> nics;
+  const kv_slot_info* info = impl_->info_of(identity);
+  if (info == nullptr) return nics;
+  for (const __u64& there : info->nic_keys) {
+    const __u64 key = __atomic_load_n(&there, __ATOMIC_RELAXED);
+    if (key == 0) break;
+    nics.push_back(NicKey{key});
+  }
+  return nics;
 }
 
 // --- tenants

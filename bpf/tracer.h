@@ -26,6 +26,10 @@ using DiskKey = core::StrongId<struct DiskKeyTag, std::uint64_t>;
 /// the inode for one device; the same function as in the kernel (bpf/abi.h).
 DiskKey disk_key(std::uint32_t device_major, std::uint32_t device_minor, std::uint64_t inode);
 
+/// A NIC's tap as the kernel tells it apart: its interface index in the network namespace of that number.
+using NicKey = core::StrongId<struct NicKeyTag, std::uint64_t>;
+NicKey nic_key(std::uint32_t netns, std::uint32_t ifindex);
+
 /// A disk that a slot has a number for.
 struct NumberedDisk {
   DiskKey key;
@@ -194,6 +198,15 @@ class Tracer {
   std::vector<NumberedDisk> disks(core::SlotIdentity identity) const;
   /// A disk of some VM sits on a device without requests (dm, zram): attach the programs for bios, once.
   core::Result<void> need_bio_devices();
+
+  // --- NICs of a slot
+  // ----------------------------------------------------------------------------------------
+  /// Numbers these NICs of the slot, keeping every number given before; packets at their taps are the slot's.
+  /// Result: dev of each key, in order.
+  core::Result<std::vector<std::uint16_t>> number_nics(core::SlotIdentity identity,
+                                                       std::span<const NicKey> keys);
+  /// All NICs of the slot numbered so far, by the daemon or at first sight by the kernel; index = dev.
+  std::vector<NicKey> nics(core::SlotIdentity identity) const;
 
   // --- tenants
   // -----------------------------------------------------------------------------------------------

@@ -22,16 +22,19 @@ const std::string& tenant_label(const std::string& id, const std::string& name) 
   return name.empty() ? id : name;
 }
 
-std::size_t traced(const VmView& vm) {
-  return static_cast<std::size_t>(
-      std::ranges::count_if(vm.disks, [](const DiskView& disk) { return !disk.dev.empty(); }));
+/// How many of the devices are traced.
+std::string traced(const auto& devices) {
+  const auto is_traced = [](const auto& device) { return !device.dev.empty(); };
+  return fmt::format("{}/{}", std::ranges::count_if(devices, is_traced), devices.size());
 }
 
-/// The VM's own reason, or the first of its disks'.
+/// The VM's own reason, or the first of its devices'.
 std::string coverage(const VmView& vm) {
   if (!vm.coverage_reason.empty()) return vm.coverage_reason;
   for (const DiskView& disk : vm.disks)
     if (!disk.reason.empty()) return fmt::format("{}: {}", disk.target, disk.reason);
+  for (const NicView& nic : vm.nics)
+    if (!nic.reason.empty()) return fmt::format("{}: {}", nic.name, nic.reason);
   return {};
 }
 
@@ -66,7 +69,8 @@ std::string render_vms(std::vector<VmView> vms, std::uint64_t now_unix_ns, const
                     {human_count(vm.pid)},
                     {human_count(vm.slot)},
                     {human_duration(age)},
-                    {fmt::format("{}/{}", traced(vm), vm.disks.size())},
+                    {traced(vm.disks)},
+                    {traced(vm.nics)},
                     text_cell(coverage(vm), Style::yellow)});
   }
   return render_table({{"VM", false, 12, 0},
@@ -78,6 +82,7 @@ std::string render_vms(std::vector<VmView> vms, std::uint64_t now_unix_ns, const
                        {"SLOT", true, 0, 5},
                        {"AGE", true, 0, 2},
                        {"DISKS", true, 0, 0},
+                       {"NICS", true, 0, 0},
                        {"NOT TRACED BECAUSE", false, 18, 1}},
                       rows, screen);
 }

@@ -51,7 +51,11 @@ SlotKeeper::SlotKeeper(bpf::Tracer& tracer, tenancy::Registry& registry, const c
 void SlotKeeper::bring_up_to_date() {
   tracer_.settle();
   tracer_.count_threads();
-  for (const tenancy::Epoch* epoch : registry_.epochs()) read_steal(*epoch);
+  for (const tenancy::Epoch* epoch : registry_.epochs()) {
+    read_steal(*epoch);
+    if (const auto found = epochs_.find(generation(*epoch)); found != epochs_.end() && found->second.live)
+      add_queue_depth(*found->second.live, found->second.totals);
+  }
 }
 
 /// Steal is the wait for a CPU without what quotas are the reason of. The kernel adds to both at different
@@ -156,7 +160,17 @@ void SlotKeeper::apply(const tenancy::NumberDisks& action) {
   // disks.
   if (devs->empty()) return;
   const auto rows = static_cast<std::uint16_t>(*std::ranges::max_element(*devs) + 2);
-  grow(action.identity, {.disks = std::min(rows, action.max_rows), .vcpus = 0});
+  grow(action.identity, {.disks = std::min(rows, action.max_rows), .vcpus = 0, .nics = 0});
+}
+
+void SlotKeeper::apply(const tenancy::NumberNics& action) {
+  std::vector<bpf::NicKey> keys;
+  for (const core::Nic& nic : action.nics) keys.push_back(bpf::nic_key(nic.netns, nic.ifindex));
+  const auto devs = tracer_.number_nics(action.identity, keys);
+  if (!devs) return report_("number NICs", devs.error());
+  if (devs->empty()) return;
+  const auto rows = static_cast<std::uint16_t>(*std::ranges::max_element(*devs) + 2);
+  grow(action.identity, {.disks = 0, .vcpus = 0, .nics = std::min(rows, action.max_rows)});
 }
 
 void SlotKeeper::apply(const tenancy::Grow& action) {
@@ -249,6 +263,7 @@ void SlotKeeper::drain(core::SlotIdentity identity, bool discard) {
   tracer_.settle();
   if (const auto epoch = epochs_.find(identity.generation); epoch != epochs_.end() && !discard) {
     epoch->second.disks = tracer_.disks(identity);  // gone from the kernel once the slot is retired
+    epoch->second.nics = tracer_.nics(identity);
   }
   tracer_.retire(identity, [this, identity, discard](core::Result<void> retired) {
     // Without the kernel's word that nobody writes any more the slot must not be given to another: it stays
@@ -286,11 +301,15 @@ const EpochData* SlotKeeper::data(const tenancy::Epoch& epoch) {
   if (data.live) {
     std::vector<bpf::NumberedDisk> disks = tracer_.disks(epoch.slot);
     if (!disks.empty()) data.disks = std::move(disks);
+    std::vector<bpf::NicKey> nics = tracer_.nics(epoch.slot);
+    if (!nics.empty()) data.nics = std::move(nics);
     data.shape = data.live->shape();
   }
   const bool last_chance = !data.live.has_value() || naming_closed_;
   const core::VmFacts* facts = epoch.facts ? &*epoch.facts : nullptr;
   data.devices = label_disks(facts, data.disks, last_chance, data.names);
+  std::ranges::move(label_nics(facts, data.nics, last_chance, data.nic_names),
+                    std::back_inserter(data.devices));
   std::ranges::move(label_vcpus(facts, data.shape.vcpus), std::back_inserter(data.devices));
   data.devices.push_back(vm_label());
   return &data;

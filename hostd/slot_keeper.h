@@ -26,6 +26,8 @@ struct EpochData {
   tenancy::EpochTotals totals;
   std::vector<bpf::NumberedDisk> disks;
   DeviceNames names;
+  std::vector<bpf::NicKey> nics;
+  NicNames nic_names;
   core::SlotShape shape;  ///< of the last incarnation
   /// What CPU quotas had taken from the VM when it began to be counted.
   std::optional<virt::CpuThrottle> throttle_before;
@@ -93,6 +95,7 @@ class SlotKeeper {
   void apply(const tenancy::Rebind& action);
   void apply(const tenancy::BindTasks& action);
   void apply(const tenancy::NumberDisks& action);
+  void apply(const tenancy::NumberNics& action);
   void apply(const tenancy::Grow& action);
   void apply(const tenancy::AddTenant& action);
   void apply(const tenancy::RemoveTenant& action);

@@ -23,6 +23,15 @@ void visit_disk(V& disk, Visitor&& field) {
 }
 
 template <typename V, typename Visitor>
+void visit_nic(V& nic, Visitor&& field) {
+  field("name", nic.name);
+  field("mac", nic.mac);
+  field("tap", nic.tap);
+  field("dev", nic.dev);
+  field("reason", nic.reason);
+}
+
+template <typename V, typename Visitor>
 void visit_vm(V& vm, Visitor&& field) {
   field("uuid", vm.uuid);
   field("name", vm.name);
@@ -37,6 +46,7 @@ void visit_vm(V& vm, Visitor&& field) {
   field("started_unix_ns", vm.started_unix_ns);
   field("epoch_id", vm.epoch_id);
   field("disks", vm.disks);
+  field("nics", vm.nics);
   field("coverage_reason", vm.coverage_reason);
 }
 
@@ -116,6 +126,7 @@ template <typename V, typename Visitor>
 void visit(V& view, Visitor&& field) {
   using Plain = std::remove_const_t<V>;
   if constexpr (std::is_same_v<Plain, DiskView>) visit_disk(view, field);
+  if constexpr (std::is_same_v<Plain, NicView>) visit_nic(view, field);
   if constexpr (std::is_same_v<Plain, VmView>) visit_vm(view, field);
   if constexpr (std::is_same_v<Plain, TenantView>) visit_tenant(view, field);
   if constexpr (std::is_same_v<Plain, TopRow>) visit_row(view, field);

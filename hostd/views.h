@@ -24,6 +24,16 @@ struct DiskView {
   bool operator==(const DiskView&) const = default;
 };
 
+/// One NIC of a VM.
+struct NicView {
+  std::string name;  ///< libvirt's alias
+  std::string mac;
+  std::string tap;
+  std::string dev;     ///< as of disks
+  std::string reason;  ///< why its packets are not seen; empty if they are
+  bool operator==(const NicView&) const = default;
+};
+
 /// One VM epoch in one owner's hands.
 struct VmView {
   std::string uuid;
@@ -39,6 +49,7 @@ struct VmView {
   std::uint64_t started_unix_ns = 0;
   std::string epoch_id;
   std::vector<DiskView> disks;
+  std::vector<NicView> nics;
   std::string coverage_reason;  ///< why it is not (fully) traced; empty if it is
   bool operator==(const VmView&) const = default;
 };

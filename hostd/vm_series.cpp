@@ -12,7 +12,7 @@ DeviceLabel& label_named(std::vector<DeviceLabel>& labels, const std::string& na
   const auto found = std::ranges::find(labels, name, &DeviceLabel::name);
   if (found != labels.end()) return *found;
   return labels.emplace_back(
-      DeviceLabel{.space = bpf::DevSpace::disk, .name = name, .devs = {}, .of_domain = false});
+      DeviceLabel{.space = bpf::DevSpace::disk, .name = name, .mac = {}, .devs = {}, .of_domain = false});
 }
 
 constexpr const char* kUnresolved = "unresolved";
@@ -103,6 +103,53 @@ std::vector<DeviceLabel> label_disks(const core::VmFacts* facts, std::span<const
   return labels;
 }
 
+std::vector<DeviceLabel> label_nics(const core::VmFacts* facts, std::span<const bpf::NicKey> nics,
+                                    bool last_chance, NicNames& names) {
+  std::vector<DeviceLabel> labels;
+  const auto add = [&labels](const NicName& name, bool of_domain) -> DeviceLabel& {
+    const auto found = std::ranges::find(labels, name.alias, &DeviceLabel::name);
+    if (found != labels.end()) return *found;
+    return labels.emplace_back(DeviceLabel{.space = bpf::DevSpace::nic,
+                                           .name = name.alias,
+                                           .mac = name.mac,
+                                           .devs = {},
+                                           .of_domain = of_domain});
+  };
+  if (facts != nullptr) {
+    for (const core::Nic& nic : facts->nics) {
+      if (nic.ifindex == 0) continue;
+      const auto named = names.try_emplace(bpf::nic_key(nic.netns, nic.ifindex), nic.alias, nic.mac).first;
+      add(named->second, true);
+    }
+  }
+  for (std::size_t dev = 0; dev < nics.size(); ++dev) {
+    const auto named = names.find(nics[dev]);
+    const bool known = named != names.end();
+    if (!known && facts != nullptr && !last_chance) continue;  // the domain may name it yet
+    add(known ? named->second : NicName{kUnresolved, {}}, known)
+        .devs.push_back(static_cast<std::uint16_t>(dev));
+  }
+  add({"other", {}}, false).devs.push_back(kOtherDevice);
+  return labels;
+}
+
+void add_queue_depth(const bpf::SlotMaps& maps, tenancy::EpochTotals& totals) {
+  const std::uint16_t rows = bpf::rows_of(maps.shape(), bpf::DevSpace::nic);
+  for (std::uint16_t row = 0; row < rows; ++row) {
+    const std::uint16_t dev = row + 1 == rows ? kOtherDevice : row;
+    // What is taken was handed over before: read in this order there are never too few of the latter.
+    const std::uint64_t taken =
+        totals.total({KV_NIC_PACKETS, dev, KV_RECEIVE}, maps.counter({KV_NIC_PACKETS, row, KV_RECEIVE}))
+            .count;
+    const std::uint64_t handed =
+        totals.total({KV_NIC_QUEUE, dev, 0}, maps.counter({KV_NIC_QUEUE, row, 0})).count;
+    if (taken == 0 && handed == 0) continue;
+    const core::SeriesId id{KV_NIC_DEPTH, dev, 0};
+    const std::uint64_t before = std::max(totals.total(id, {}).sum, taken - std::min(taken, handed));
+    totals.set(id, {.count = handed + before - taken, .sum = before});
+  }
+}
+
 std::vector<DeviceLabel> label_vcpus(const core::VmFacts* facts, std::uint16_t rows) {
   std::vector<DeviceLabel> labels;
   const std::uint32_t known =
@@ -110,16 +157,17 @@ std::vector<DeviceLabel> label_vcpus(const core::VmFacts* facts, std::uint16_t r
   for (std::uint32_t vcpu = 0; vcpu < known; ++vcpu) {
     labels.push_back({.space = bpf::DevSpace::vcpu,
                       .name = std::to_string(vcpu),
+                      .mac = {},
                       .devs = {static_cast<std::uint16_t>(vcpu)},
                       .of_domain = facts != nullptr && vcpu < facts->vcpus});
   }
   labels.push_back(
-      {.space = bpf::DevSpace::vcpu, .name = "other", .devs = {kOtherDevice}, .of_domain = false});
+      {.space = bpf::DevSpace::vcpu, .name = "other", .mac = {}, .devs = {kOtherDevice}, .of_domain = false});
   return labels;
 }
 
 DeviceLabel vm_label() {
-  return {.space = bpf::DevSpace::vm, .name = {}, .devs = {0}, .of_domain = true};
+  return {.space = bpf::DevSpace::vm, .name = {}, .mac = {}, .devs = {0}, .of_domain = true};
 }
 
 std::uint64_t throttled_ns(const virt::CpuThrottle& now, const std::optional<virt::CpuThrottle>& before,
@@ -245,9 +293,13 @@ void VmReading::append(const core::Instrument* instrument, const Row& row, bool 
   point.start_unix_ns = start_unix_ns;
   point.time_unix_ns = time_unix_ns;
   point.no_recorded_value = ended;
-  point.labels.reserve(3);
+  point.labels.reserve(4);
   if (row.kind->dev_space == bpf::DevSpace::disk) point.labels.push_back({"disk.device", row.device->name});
   if (row.kind->dev_space == bpf::DevSpace::vcpu) point.labels.push_back({"vcpu", row.device->name});
+  if (row.kind->dev_space == bpf::DevSpace::nic) {
+    point.labels.push_back({"network.interface.name", row.device->name});
+    if (!row.device->mac.empty()) point.labels.push_back({"network.interface.mac", row.device->mac});
+  }
   for (const bpf::SubLabel& label : row.kind->subs[row.sub].labels)
     point.labels.push_back({label.key, label.value});
   if (row.histogram != nullptr) {

@@ -30,10 +30,18 @@ std::vector<bpf::DiskKey> keys_of(const core::Disk& disk);
 /// no more: what it counted must stay in the series where it was reported.
 using DeviceNames = std::map<bpf::DiskKey, std::string>;
 
+/// What a VM's NICs have been called, likewise: libvirt's alias, and the guest's address.
+struct NicName {
+  std::string alias;
+  std::string mac;
+};
+using NicNames = std::map<bpf::NicKey, NicName>;
+
 /// A label (disk vda, unresolved, other; vCPU 0) and the slot's device numbers that it covers.
 struct DeviceLabel {
   bpf::DevSpace space = bpf::DevSpace::disk;
   std::string name;
+  std::string mac;  ///< of a NIC that the domain named
   std::vector<std::uint16_t> devs;
   bool of_domain = false;  ///< named by the domain: its `always` series exist from the start
 };
@@ -45,6 +53,14 @@ struct DeviceLabel {
 /// drained, the daemon stops) it is `unresolved`. Adds to `names` what the facts name for the first time.
 std::vector<DeviceLabel> label_disks(const core::VmFacts* facts, std::span<const bpf::NumberedDisk> devices,
                                      bool last_chance, DeviceNames& names);
+
+/// Which of a slot's numbered NICs are what: as of disks. A NIC without a tap gets no label.
+std::vector<DeviceLabel> label_nics(const core::VmFacts* facts, std::span<const bpf::NicKey> nics,
+                                    bool last_chance, NicNames& names);
+
+/// How many packets wait in each NIC's queue, into the totals: handed to the tap, and not taken. What was
+/// there before anybody looked shows as taken without having been handed over, and is corrected by that.
+void add_queue_depth(const bpf::SlotMaps& maps, tenancy::EpochTotals& totals);
 
 /// The vCPUs, named by their numbers: those plugged in exist from the start, the others once they have run.
 /// `rows`: of the slot's maps, for a VM without facts.

@@ -39,11 +39,11 @@ std::string_view backing_name(core::DiskBacking backing) {
   return "";
 }
 
-/// The disk's own number in the slot; empty if the kernel does not count it by itself.
-std::string dev_of(const core::Disk& disk, const EpochData* data) {
+/// The device's own number in the slot; empty if the kernel does not count it by itself.
+std::string dev_of(bpf::DevSpace space, const std::string& name, const EpochData* data) {
   if (data == nullptr) return {};
   for (const DeviceLabel& label : data->devices) {
-    if (label.space == bpf::DevSpace::disk && label.name == disk.target && !label.devs.empty())
+    if (label.space == space && label.name == name && !label.devs.empty())
       return std::to_string(label.devs.front());
   }
   return {};
@@ -69,9 +69,16 @@ VmView view_of(const tenancy::Epoch& epoch, const EpochData* data) {
   for (const core::Disk& disk : epoch.facts->disks) {
     view.disks.push_back({.target = disk.target,
                           .source = disk.source,
-                          .dev = dev_of(disk, data),
+                          .dev = dev_of(bpf::DevSpace::disk, disk.target, data),
                           .backing = std::string(backing_name(disk.backing)),
                           .reason = disk.invisible_reason});
+  }
+  for (const core::Nic& nic : epoch.facts->nics) {
+    view.nics.push_back({.name = nic.alias,
+                         .mac = nic.mac,
+                         .tap = nic.tap,
+                         .dev = dev_of(bpf::DevSpace::nic, nic.alias, data),
+                         .reason = nic.invisible_reason});
   }
   return view;
 }

@@ -31,6 +31,7 @@ struct Quota {
   std::uint32_t slots = 512;            ///< VMs of one tenant that are traced at a time
   std::uint16_t disks_per_vm = 16;      ///< rows; disks beyond share the last one, "other"
   std::uint16_t vcpus_per_vm = 64;      ///< rows, as of disks
+  std::uint16_t nics_per_vm = 8;        ///< rows, as of disks
   std::uint32_t ring_bytes = 1U << 16;  ///< power of two, at least a page
   bool operator==(const Quota&) const = default;
 };
@@ -117,6 +118,11 @@ struct NumberDisks {
   std::vector<core::Disk> disks;
   std::uint16_t max_rows;  ///< the tenant's quota: what is numbered beyond counts in the last row
 };
+struct NumberNics {
+  core::SlotIdentity identity;
+  std::vector<core::Nic> nics;  ///< those with a tap
+  std::uint16_t max_rows;       ///< as of disks
+};
 struct Grow {
   core::SlotIdentity identity;
   core::SlotShape shape;
@@ -145,7 +151,7 @@ struct Discard {
   core::SlotIdentity identity;
   core::ProcessKey process;
 };
-using Action = std::variant<InstallSpare, Claim, Rebind, BindTasks, NumberDisks, Grow, AddTenant,
+using Action = std::variant<InstallSpare, Claim, Rebind, BindTasks, NumberDisks, NumberNics, Grow, AddTenant,
                             RemoveTenant, SetTenant, Unbind, Retire, Discard>;
 using Actions = std::vector<Action>;
 

@@ -133,7 +133,7 @@ void Registry::Impl::adopt_facts(Process& process, const core::VmFacts& facts) {
   const bool news = !process.facts.has_value();
   process.bind_due |=
       news || process.facts->cgroup_ids != facts.cgroup_ids || process.facts->helpers != facts.helpers;
-  process.number_due |= news || process.facts->disks != facts.disks;
+  process.number_due |= news || process.facts->disks != facts.disks || process.facts->nics != facts.nics;
   process.facts = facts;
   resolve(process);
 }

@@ -127,10 +127,15 @@ void Registry::Impl::furnish(Process& process, Actions& out) {
   const Quota& limits = quota(record.epoch.tenant);
   std::size_t visible = 0;
   for (const core::Disk& disk : disks) visible += images(disk);
+  const auto on_tap = [](const core::Nic& nic) { return nic.ifindex != 0; };
+  const auto taps = static_cast<std::size_t>(std::ranges::count_if(process.facts->nics, on_tap));
   if (process.number_due) {
     NumberDisks number{record.epoch.slot, {}, limits.disks_per_vm};
     std::copy_if(disks.begin(), disks.end(), std::back_inserter(number.disks), images);
     if (visible != 0) out.emplace_back(std::move(number));
+    NumberNics nics{record.epoch.slot, {}, limits.nics_per_vm};
+    std::ranges::copy_if(process.facts->nics, std::back_inserter(nics.nics), on_tap);
+    if (taps != 0) out.emplace_back(std::move(nics));
     process.number_due = false;
   }
   const auto rows = [](std::size_t devices, std::uint16_t limit) {  // one is "other"
@@ -138,7 +143,8 @@ void Registry::Impl::furnish(Process& process, Actions& out) {
   };
   const core::SlotShape wanted = {
       .disks = rows(visible, limits.disks_per_vm),
-      .vcpus = rows(std::max(process.facts->max_vcpus, process.facts->vcpus), limits.vcpus_per_vm)};
+      .vcpus = rows(std::max(process.facts->max_vcpus, process.facts->vcpus), limits.vcpus_per_vm),
+      .nics = rows(taps, limits.nics_per_vm)};
   if (!record.shape.covers(wanted) && !record.grow_to) {
     record.grow_to = record.shape.with(wanted);
     out.emplace_back(Grow{record.epoch.slot, *record.grow_to});

@@ -5,6 +5,7 @@
 
 #include "virt/disks.h"
 #include "virt/libvirt_source.h"
+#include "virt/nics.h"
 #include "virt/processes.h"
 
 namespace kvmscope::virt {
@@ -40,6 +41,8 @@ core::Result<DescribedVm> describe_on_host(const HostPaths& paths, DomainXml dom
   core::VmFacts facts = std::move(domain.facts);
   facts.process = *process;
   for (std::size_t i = 0; i < facts.disks.size(); ++i) resolve_disk(facts.disks[i], domain.more_images[i]);
+
+  for (core::Nic& nic : facts.nics) resolve_nic(nic);
 
   const auto qemu = describe_qemu(paths.proc_root, facts.process);
   if (!qemu) return core::fail(qemu.error());

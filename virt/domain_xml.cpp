@@ -158,6 +158,7 @@ core::Nic read_nic(const pugi::xml_node& node) {
   nic.mac = attribute(node.child("mac"), "address");
   nic.alias = attribute(node.child("alias"), "name");
   nic.model = attribute(node.child("model"), "type");
+  if (nic.tap.empty()) nic.invisible_reason = "an interface of type " + type + " has no tap";
   return nic;
 }
 

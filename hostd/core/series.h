@@ -23,12 +23,16 @@ struct SeriesId {
 struct SlotShape {
   std::uint16_t disks = 4;
   std::uint16_t vcpus = 5;
+  std::uint16_t nics = 3;
   bool operator==(const SlotShape&) const = default;
-  bool covers(const SlotShape& other) const { return disks >= other.disks && vcpus >= other.vcpus; }
+  bool covers(const SlotShape& other) const {
+    return disks >= other.disks && vcpus >= other.vcpus && nics >= other.nics;
+  }
   /// The smallest that covers both.
   SlotShape with(const SlotShape& other) const {
     return {.disks = disks > other.disks ? disks : other.disks,
-            .vcpus = vcpus > other.vcpus ? vcpus : other.vcpus};
+            .vcpus = vcpus > other.vcpus ? vcpus : other.vcpus,
+            .nics = nics > other.nics ? nics : other.nics};
   }
 };
 

@@ -47,8 +47,12 @@ struct Disk {
 struct Nic {
   std::string tap;  ///< host interface, empty where there is none (SR-IOV, vhost-user)
   std::string mac;
-  std::string alias;
+  std::string alias;  ///< libvirt's alias, QEMU's device id: net0
   std::string model;
+  /// The tap as the kernel tells it apart: its index in the network namespace of that number. 0: not visible.
+  std::uint32_t netns = 0;
+  std::uint32_t ifindex = 0;
+  std::string invisible_reason;  ///< why its packets pass no tap; empty if they do
   bool operator==(const Nic&) const = default;
 };
 

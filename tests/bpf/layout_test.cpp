@@ -71,6 +71,7 @@ TEST_CASE("shared structures lie the same in the object and here") {
   SAME_PLACE(kv_slot_info, tenant);
   SAME_PLACE(kv_slot_info, listed);
   SAME_PLACE(kv_slot_info, disk_keys);
+  SAME_PLACE(kv_slot_info, nic_keys);
   SAME_SIZE(kv_process_key);
   SAME_PLACE(kv_process_key, start_ticks);
   SAME_SIZE(kv_process);

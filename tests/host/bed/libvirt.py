@@ -125,6 +125,33 @@ class Disk:
 
 
 @dataclass
+class Nic:
+    """A NIC on a tap, that libvirt makes and that is then up with an address, the guest's is the one after it."""
+    tap: str
+    mac: str
+    address: str = ""
+    driver: str = "qemu"
+
+    def xml(self):
+        return (f"<interface type='ethernet'><mac address='{self.mac}'/><target dev='{self.tap}'/>"
+                f"<model type='virtio'/><driver name='{self.driver}'/></interface>")
+
+    def set_up(self, guest, device="eth0"):
+        network, _, last = self.address.rpartition(".")
+        self.guest_address = f"{network}.{int(last) + 1}"
+        run("ip", "address", "add", f"{self.address}/24", "dev", self.tap)
+        run("ip", "link", "set", self.tap, "up")
+        # No ARP while a guest is suspended.
+        run("ip", "neighbour", "replace", self.guest_address, "lladdr", self.mac, "dev", self.tap)
+        done = guest.run(f"ip addr add {self.guest_address}/24 dev {device} && ip link set {device} up")
+        assert done.status == 0, done.output
+
+    def stats(self):
+        """The tap's own: its rx is what the guest sent."""
+        return json.loads(run("ip", "-json", "-stats", "link", "show", "dev", self.tap))[0]["stats64"]
+
+
+@dataclass
 class Nova:
     """What nova writes into a domain."""
     project_id: str

@@ -23,7 +23,7 @@ def _check(result, what):
 def enter():
     """Call once, first thing, with one thread. What follows runs in a child of the calling process.
 
-    libvirt's own folders and all mounts made afterwards are private: the bed's libvirtd can be killed at will and the
+    libvirt's own folders, all mounts made afterwards and the network are private: the bed's libvirtd can be killed at will and the
     host's own never notices. The parent adopts and reaps what the child's processes leave (QEMU and nbdkit put
     themselves into the background; libvirtd waits seconds for a zombie that nobody reaps), kills what is still there
     when the child has ended, and ends with the child's status.
@@ -33,8 +33,9 @@ def enter():
     if child != 0:
         os._exit(_reap_until_done(child))
     _check(_libc.prctl(1, signal.SIGTERM, 0, 0, 0), "PR_SET_PDEATHSIG")
-    clone_newns, ms_rec, ms_private = 0x20000, 0x4000, 0x40000
-    _check(_libc.unshare(clone_newns), "unshare")
+    clone_newns, clone_newnet, ms_rec, ms_private = 0x20000, 0x40000000, 0x4000, 0x40000
+    _check(_libc.unshare(clone_newns | clone_newnet), "unshare")
+    run("ip", "link", "set", "lo", "up")
     _check(_libc.mount(None, b"/", None, ms_rec | ms_private, None), "private mounts")
     for folder in _PRIVATE_DIRS:
         os.makedirs(folder, exist_ok=True)

@@ -117,6 +117,32 @@ TEST_CASE("an invisible disk gets no series, not zero ones") {
   REQUIRE(find(label(&facts, {}), "vda") == nullptr);
 }
 
+TEST_CASE(
+    "NICs are called by their alias, one without a tap has no series; who was unplugged keeps his name") {
+  core::VmFacts facts;
+  facts.nics = {{.mac = "52:54:00:00:00:01", .alias = "net0", .netns = 1, .ifindex = 7},
+                {.mac = "52:54:00:00:00:02", .alias = "hostdev0", .invisible_reason = "no tap"}};
+  std::vector<bpf::NicKey> nics = {bpf::nic_key(1, 7), bpf::nic_key(1, 9)};
+  NicNames names;
+  auto labels = label_nics(&facts, nics, false, names);
+  REQUIRE(find(labels, "net0")->devs == Devs{0});
+  REQUIRE(find(labels, "net0")->mac == "52:54:00:00:00:01");
+  REQUIRE(find(labels, "net0")->of_domain);
+  REQUIRE(find(labels, "hostdev0") == nullptr);
+  REQUIRE(find(labels, "unresolved") == nullptr);
+  REQUIRE(find(labels, "other")->devs == Devs{kOtherDevice});
+
+  facts.nics = {{.mac = "52:54:00:00:00:03", .alias = "net1", .netns = 1, .ifindex = 9}};
+  labels = label_nics(&facts, nics, false, names);
+  REQUIRE(find(labels, "net0")->devs == Devs{0});
+  REQUIRE(find(labels, "net1")->devs == Devs{1});
+
+  nics.push_back(bpf::nic_key(1, 11));
+  REQUIRE(find(label_nics(&facts, nics, true, names), "unresolved")->devs == Devs{2});
+  NicNames none;
+  REQUIRE(find(label_nics(nullptr, nics, false, none), "unresolved")->devs == Devs{0, 1, 2});
+}
+
 TEST_CASE("without facts all that was counted is unresolved, in one series") {
   const std::vector<bpf::DiskKey> keys = {bpf::disk_key(8, 1, 1), bpf::disk_key(8, 1, 2)};
   const auto labels = label(nullptr, keys);

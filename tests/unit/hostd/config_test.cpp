@@ -152,6 +152,7 @@ TEST_CASE("A full configuration arrives where it belongs") {
   CHECK(config.tenancy.quota.ring_bytes == 131072);
   CHECK(config.tenancy.quota.disks_per_vm == 16);
   CHECK(config.tenancy.quota.vcpus_per_vm == 64);
+  CHECK(config.tenancy.quota.nics_per_vm == 8);
   CHECK_FALSE(config.operator_stream());
 }
 

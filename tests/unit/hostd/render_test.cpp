@@ -67,7 +67,9 @@ TEST_CASE("vms") {
              kNow - 3'600'000'000'000,
              "e",
              {},
+             {},
              ""};
+  web.nics = {{"net0", "52:54:00:00:00:01", "vnet0", "0", ""}};
   web.disks = {{"vda", "/img", "0", "file", ""}, {"vdb", "rbd:x", "", "invisible", "network storage"}};
   VmView unknown{"",
                  "",
@@ -81,6 +83,7 @@ TEST_CASE("vms") {
                  1,
                  kNow - 2'000'000'000,
                  "",
+                 {},
                  {},
                  "libvirt has not named it"};
   CHECK(render_vms({web, unknown}, kNow, {}) == golden("vms"));

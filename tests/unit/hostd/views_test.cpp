@@ -33,7 +33,9 @@ TEST_CASE("VMs come back as they went") {
             1'700'000'000'000'000'001,
             "e-1",
             {},
+            {},
             ""};
+  vm.nics = {{"net0", "52:54:00:00:00:01", "vnet0", "0", ""}, {"net1", "", "", "", "no tap"}};
   vm.disks = {{"vda", "/img/a", "0", "file", ""}, {"vdb", "", "", "invisible", "network storage"}};
   VmView bare;
   round_trip(std::vector<VmView>{vm, bare}, vms_from_json);

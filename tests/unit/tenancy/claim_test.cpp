@@ -656,6 +656,7 @@ TEST_CASE("maps grow with the VM's disks, up to the quota, one step at a time") 
 TEST_CASE("maps grow with the VM's vCPUs, those that may come too, up to the quota") {
   RegistryConfig config = small_config();
   config.default_quota.vcpus_per_vm = 16;
+  config.default_quota.nics_per_vm = 5;
   Host host(config);
   const auto process = host.start(100);
   core::VmFacts facts = host.facts("u1", process, "p1");
@@ -669,6 +670,16 @@ TEST_CASE("maps grow with the VM's vCPUs, those that may come too, up to the quo
   facts.max_vcpus = 300;
   host.vm(facts);
   REQUIRE(host.all<Grow>().back().shape.vcpus == 16);
+
+  facts.nics = {{.tap = "vnet0", .netns = 1, .ifindex = 7}, {.invisible_reason = "no tap"}};
+  host.run(host.registry.on_vm(facts, host.now));
+  REQUIRE(host.all<NumberNics>().size() == 1);
+  REQUIRE(host.all<NumberNics>().back().nics == std::vector<core::Nic>{facts.nics[0]});
+  REQUIRE(host.all<Grow>().back().shape.nics == 3);  // a spare has room for two, and the others
+  for (std::uint32_t index = 8; index < 12; ++index)
+    facts.nics.push_back({.tap = "vnet", .netns = 1, .ifindex = index});
+  host.run(host.registry.on_vm(facts, host.now));
+  REQUIRE(host.all<Grow>().back().shape.nics == 5);
   REQUIRE(host.all<Grow>().size() == 2);
 }
 

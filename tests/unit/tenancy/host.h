@@ -167,6 +167,7 @@ class Host {
   }
   void run(const BindTasks& action) { kernel.bind(action); }
   void run(const NumberDisks& action) { kernel.number(action); }
+  void run(const NumberNics& action) { kernel.number(action); }
   void run(const Grow& action) {
     kernel.grow(action);
     kernel.grown(action, !fail_growth);

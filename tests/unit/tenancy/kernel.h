@@ -98,6 +98,10 @@ class Kernel {
       check(disk.backing != core::DiskBacking::invisible, "a disk without a key is numbered");
     }
   }
+  void number(const NumberNics& action) {
+    used(action.identity);
+    for (const core::Nic& nic : action.nics) check(nic.ifindex != 0, "a NIC without a tap is numbered");
+  }
   void grow(const Grow& action) {
     Slot& slot = used(action.identity);
     check(!slot.growing && action.shape.covers(slot.shape) && action.shape != slot.shape, "pointless growth");

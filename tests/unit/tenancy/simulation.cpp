@@ -367,6 +367,8 @@ void Simulation::run(const Action& action) {
     kernel_.bind(*bind);
   } else if (const auto* number = std::get_if<NumberDisks>(&action)) {
     kernel_.number(*number);
+  } else if (const auto* nics = std::get_if<NumberNics>(&action)) {
+    kernel_.number(*nics);
   } else if (const auto* grow = std::get_if<Grow>(&action)) {
     kernel_.grow(*grow);
     later([this, wanted = *grow, ok = chance(80)] {

@@ -73,8 +73,11 @@ TEST_CASE("a running domain's XML as libvirt and nova 34 write it") {
   CHECK(facts.disks[1].invisible_reason.find("rbd") != std::string::npos);
   CHECK(facts.disks[2].invisible_reason == "empty drive");
   REQUIRE(facts.nics.size() == 2);
-  CHECK(facts.nics[0] == core::Nic{"tapb9c0f2e1-11", "fa:16:3e:aa:bb:cc", "net0", "virtio"});
-  CHECK(facts.nics[1] == core::Nic{"", "fa:16:3e:aa:bb:cd", "hostdev0", ""});
+  CHECK(facts.nics[0] ==
+        core::Nic{.tap = "tapb9c0f2e1-11", .mac = "fa:16:3e:aa:bb:cc", .alias = "net0", .model = "virtio"});
+  CHECK(facts.nics[1] == core::Nic{.mac = "fa:16:3e:aa:bb:cd",
+                                   .alias = "hostdev0",
+                                   .invisible_reason = "an interface of type hostdev has no tap"});
 }
 
 TEST_CASE("nova's metadata by namespace, whatever the prefix") {

@@ -1,0 +1,188 @@
+// SPDX-License-Identifier: Apache-2.0
+// Packets at a tap: counted as the tap itself counts them, for whoever owns it, and nobody else.
+#include <sys/stat.h>
+
+#include <fstream>
+#include <sstream>
+
+#include "bpf/catalogue.h"
+#include "tests/bpf/rig.h"
+#include "tests/support/catch.h"
+
+namespace kvmscope::bpf::test {
+namespace {
+
+/// What the tap says of itself. (Its rx is what the guest has sent.)
+struct TapStats {
+  std::uint64_t rx_packets = 0;
+  std::uint64_t rx_bytes = 0;
+  std::uint64_t tx_packets = 0;
+  std::uint64_t tx_bytes = 0;
+  std::uint64_t tx_dropped = 0;
+};
+
+/// A process that counts as QEMU and has a tap, in a network namespace of their own.
+class Tap {
+ public:
+  Tap(Rig& rig, const std::string& name, bool vm = true)
+      : rig_(rig), name_(name), program_(start(vm ? rig.qemu(KVMSCOPE_TAP) : KVMSCOPE_TAP)) {}
+
+  std::string ask(const std::string& what) {
+    std::ofstream(dir_ / "fifo") << what << std::endl;
+    ++asked_;
+    std::string answer;
+    rig_.until([&] {
+      std::ifstream said(dir_ / "said");
+      std::size_t lines = 0;
+      for (std::string line; std::getline(said, line) && !said.eof(); ++lines) answer = line;
+      return lines == asked_;
+    });
+    return answer;
+  }
+  void act(const std::string& what) { REQUIRE(ask(what) == "done"); }
+  void inject(int count, int bytes) {
+    run({"nsenter", "-t", std::to_string(program_.pid()), "-n", KVMSCOPE_TAP, "inject", name_,
+         std::to_string(count), std::to_string(bytes)});
+  }
+  TapStats stats() {
+    TapStats stats;
+    std::istringstream(ask("stats")) >> stats.rx_packets >> stats.rx_bytes >> stats.tx_packets >>
+        stats.tx_bytes >> stats.tx_dropped;
+    return stats;
+  }
+  NicKey key() {
+    std::uint32_t netns = 0;
+    std::uint32_t index = 0;
+    std::istringstream(ask("index")) >> netns >> index;
+    return nic_key(netns, index);
+  }
+
+ private:
+  Child start(const std::string& program) {
+    REQUIRE(::mkfifo((dir_ / "fifo").c_str(), 0600) == 0);
+    return Child({program, "serve", name_, (dir_ / "fifo").string(), (dir_ / "said").string()});
+  }
+
+  Rig& rig_;
+  TempDir dir_;
+  std::string name_;
+  Child program_;
+  std::size_t asked_ = 0;
+};
+
+core::CounterValue packets(const SlotMaps& maps, std::uint16_t direction, std::uint16_t dev = 0) {
+  return maps.counter({.kind = KV_NIC_PACKETS, .dev = dev, .sub = direction});
+}
+std::uint64_t segments(const SlotMaps& maps, std::uint16_t direction) {
+  return maps.counter({.kind = KV_NIC_SEGMENTS, .dev = 0, .sub = direction}).count;
+}
+std::uint64_t dropped(const SlotMaps& maps, std::uint16_t direction, std::uint16_t reason) {
+  return maps
+      .counter(
+          {.kind = KV_NIC_DROPS, .dev = 0, .sub = static_cast<std::uint16_t>(direction * KV_DROPS + reason)})
+      .count;
+}
+std::uint64_t handed(const SlotMaps& maps) {
+  return maps.counter({.kind = KV_NIC_QUEUE, .dev = 0, .sub = 0}).count;
+}
+
+void require_as_the_tap_says(const SlotMaps& maps, const TapStats& tap) {
+  REQUIRE(packets(maps, KV_TRANSMIT) == core::CounterValue{tap.rx_packets, tap.rx_bytes});
+  REQUIRE(packets(maps, KV_RECEIVE) == core::CounterValue{tap.tx_packets, tap.tx_bytes});
+}
+
+TEST_CASE("a VM's packets are what its tap says, from the first one") {
+  Rig rig;
+  const SlotMaps maps = rig.spare(1);
+  Tap tap(rig, "t0");
+  tap.act("send 5 60");
+  tap.act("send 1 1514");
+  tap.inject(3, 100);
+  tap.inject(1, 700);
+  tap.act("take 4");
+  require_as_the_tap_says(maps, tap.stats());
+  REQUIRE(packets(maps, KV_TRANSMIT) == core::CounterValue{6, 5 * 60 + 1514});
+  REQUIRE(packets(maps, KV_RECEIVE) == core::CounterValue{4, 1000});
+  REQUIRE(rig.tracer().nics(maps.identity()) == std::vector<NicKey>{tap.key()});
+  REQUIRE(segments(maps, KV_TRANSMIT) == 6);
+  REQUIRE(rig.stat("other_nic") == 0);
+}
+
+TEST_CASE("a packet that is still to be cut is one, and as many segments as it will be") {
+  Rig rig;
+  const SlotMaps maps = rig.spare(1);
+  Tap tap(rig, "t0");
+  tap.act("gso 14480 1448");
+  REQUIRE(segments(maps, KV_TRANSMIT) == 10);
+  tap.act("gso 14481 1448");
+  tap.act("gso 1449 1448");
+  REQUIRE(segments(maps, KV_TRANSMIT) == 10 + 11 + 2);
+  REQUIRE(packets(maps, KV_TRANSMIT) == core::CounterValue{3, 14480 + 14481 + 1449 + 3 * 54});
+  require_as_the_tap_says(maps, tap.stats());
+}
+
+TEST_CASE("what the guest does not take waits in the tap's queue; what does not fit is dropped") {
+  Rig rig;
+  const SlotMaps maps = rig.spare(1, {.disks = 1, .vcpus = 1, .nics = 2});
+  Tap tap(rig, "t0");
+  const auto devs = rig.tracer().number_nics(maps.identity(), std::vector<NicKey>{tap.key()});
+  REQUIRE((devs && *devs == std::vector<std::uint16_t>{0}));
+  tap.inject(2'500, 100);
+  const TapStats full = tap.stats();
+  REQUIRE(full.tx_dropped > 0);
+  REQUIRE(dropped(maps, KV_RECEIVE, KV_DROP_RING_FULL) == full.tx_dropped);
+  const std::uint64_t waiting = 2'500 - full.tx_dropped - full.tx_packets;
+  REQUIRE(handed(maps) - packets(maps, KV_RECEIVE).count == waiting);
+  rig.spin(std::chrono::milliseconds(50));
+  tap.act("take " + std::to_string(waiting));
+  require_as_the_tap_says(maps, tap.stats());
+  REQUIRE(handed(maps) == packets(maps, KV_RECEIVE).count);
+  core::HistogramValue waits;
+  maps.histogram({.kind = KV_NIC_QUEUE_DURATION, .dev = 0, .sub = 0}, waits);
+  REQUIRE(waits.count() >= waiting / 8);
+  REQUIRE(waits.count() <= waiting / 8 + 1);
+  REQUIRE(waits.sum_ns > waits.count() * 50'000'000);
+}
+
+TEST_CASE("two VMs' taps, and one that is nobody's") {
+  Rig rig;
+  const SlotMaps one = rig.spare(1);
+  Tap first(rig, "t0");
+  first.act("send 1 60");
+  const SlotMaps two = rig.spare(2);
+  Tap second(rig, "t0");
+  Tap stranger(rig, "t0", false);
+  stranger.act("send 9 60");
+  second.act("send 7 60");
+  first.inject(2, 60);
+  first.act("take 2");
+  REQUIRE(packets(one, KV_TRANSMIT).count == 1);
+  REQUIRE(packets(one, KV_RECEIVE).count == 2);
+  REQUIRE(packets(two, KV_TRANSMIT).count == 7);
+  REQUIRE(packets(two, KV_RECEIVE).count == 0);
+}
+
+TEST_CASE("a tap whose VM changes hands counts for the new owner from then on") {
+  Rig rig;
+  const SlotMaps first = rig.spare(1);
+  Tap tap(rig, "t0");
+  tap.act("send 3 60");
+  rig.until([&] { return !rig.processes.empty(); });
+  const SlotMaps second = rig.spare(2);
+  REQUIRE(rig.tracer().rebind(rig.processes.front().process) == second.identity());
+  tap.act("send 4 60");
+  REQUIRE(rig.tracer().number_nics(second.identity(), std::vector<NicKey>{tap.key()}));
+  tap.inject(2, 60);
+  tap.act("take 2");
+  REQUIRE(packets(first, KV_TRANSMIT).count == 3);
+  REQUIRE(packets(first, KV_RECEIVE).count == 0);
+  REQUIRE(packets(second, KV_TRANSMIT).count == 4);
+  REQUIRE(packets(second, KV_RECEIVE).count == 2);
+  REQUIRE(handed(second) == 2);
+  REQUIRE(rig.retire(first.identity()));
+  tap.inject(1, 60);
+  REQUIRE(handed(second) == 3);
+}
+
+}  // namespace
+}  // namespace kvmscope::bpf::test

@@ -1,0 +1,155 @@
+# SPDX-License-Identifier: Apache-2.0
+"""Real guests' packets: as many, and as many bytes, as their taps say; what waits there, and what is dropped."""
+
+import socket
+import threading
+
+import pytest
+
+from bed.libvirt import Disk, Domain, Nic, Nova
+from bed.otlp import settled
+from bed.shell import SYSTEM, wait_for
+from bed.storage import LoopDisk
+
+PACKETS = "kvmscope.vm.network.packet.count"
+BYTES = "kvmscope.vm.network.io"
+SEGMENTS = "kvmscope.vm.network.segment.count"
+DROPPED = "kvmscope.vm.network.packet.dropped"
+DEPTH = "kvmscope.vm.network.queue.depth"
+WAIT = "kvmscope.vm.network.queue.duration"
+MIB = 1 << 20
+DRIVERS = ["qemu", "vhost"] if SYSTEM else ["qemu"]
+
+
+def boot(bed, libvirt, name, tenant, nic, devices=""):
+    guest = Domain(bed, libvirt, name, [Disk(LoopDisk(bed, name, 16), "native")], Nova(tenant), devices=nic.xml() + devices)
+    guest.start()
+    nic.set_up(guest)
+    return guest
+
+
+@pytest.fixture(scope="module", params=DRIVERS)
+def pair(request, bed, libvirt):
+    """Two tenants' guests, each on a tap of its own."""
+    nics = [Nic(f"kvt{request.param[0]}{n}", f"52:54:00:00:{ord(request.param[0]):02x}:{n:02x}", f"10.77.{n}.1", request.param)
+            for n in range(2)]
+    guests = [boot(bed, libvirt, f"net-{request.param}-{n}", f"tenant-{n}", nic) for n, nic in enumerate(nics)]
+    yield list(zip(guests, nics))
+    for guest in guests:
+        guest.destroy()
+
+
+def of(export, guest, metric, direction, **labels):
+    return export.total(metric, vm=guest.uuid, **{"network.interface.name": "net0", "network.io.direction": direction}, **labels)
+
+
+def figures(export, guest):
+    return {key: of(export, guest, metric, direction) for key, metric, direction in (
+        ("rx_packets", PACKETS, "transmit"), ("rx_bytes", BYTES, "transmit"),
+        ("tx_packets", PACKETS, "receive"), ("tx_bytes", BYTES, "receive"))}
+
+
+def of_tap(nic):
+    stats = nic.stats()
+    return {f"{side}_{what}": stats[side][what] for side in ("rx", "tx") for what in ("packets", "bytes")}
+
+
+def settled_as_the_tap_says(daemon, guest, nic):
+    """The export of a moment when nothing moved on the tap: both say the same. (The kernels of both sides may talk to
+    each other at any time.)"""
+    def quiet():
+        before = of_tap(nic)
+        export = settled(daemon.operator_path())
+        return (before, export) if of_tap(nic) == before else None
+
+    said, export = wait_for("a quiet tap", quiet, timeout=60)
+    assert figures(export, guest) == said
+    return export
+
+
+def exchange(guest, nic, upload):
+    """TCP, so many MiB in one direction."""
+    with socket.create_server((nic.address, 0)) as server:
+        port = server.getsockname()[1]
+
+        def serve():
+            peer, _ = server.accept()
+            with peer:
+                if upload:
+                    while peer.recv(MIB):
+                        pass
+                else:
+                    peer.sendall(bytes(8 * MIB))
+
+        thread = threading.Thread(target=serve)
+        thread.start()
+        source = "dd if=/dev/zero bs=64k count=128" if upload else ":"
+        done = guest.run(f"{source} | nc {nic.address} {port} >/dev/null")
+        assert done.status == 0, done.output
+        thread.join()
+
+
+def test_packets_and_bytes_are_the_taps(start_hostd, pair):
+    daemon = start_hostd()
+    (guest, nic), (other, other_nic) = pair
+    assert guest.run(f"ping -c 20 -i 0.05 -s 1000 {nic.address}").status == 0
+    for upload in (True, False):
+        before = settled_as_the_tap_says(daemon, guest, nic)
+        exchange(guest, nic, upload)
+        after = settled_as_the_tap_says(daemon, guest, nic)
+        direction = "transmit" if upload else "receive"
+        moved, packets, segments = (of(after, guest, metric, direction) - of(before, guest, metric, direction)
+                                    for metric in (BYTES, PACKETS, SEGMENTS))
+        assert moved > 8 * MIB
+        # Both sides have segmentation offload: fewer packets than a wire would carry.
+        assert segments >= 8 * MIB / 1460 > packets
+        assert segments < 8 * MIB / 1460 * 1.2 + packets
+    settled_as_the_tap_says(daemon, other, other_nic)
+    tenants = settled(daemon.tenant_path("tenant-0"))
+    assert tenants.find(PACKETS, vm=guest.uuid) and not tenants.find(PACKETS, vm=other.uuid)
+    series = tenants.find(PACKETS, vm=guest.uuid, **{"network.interface.name": "net0"})
+    assert {one.attrs["network.interface.mac"] for one in series} == {nic.mac}
+    assert daemon.stop() == 0
+
+
+def test_what_a_guest_does_not_take_waits_and_is_then_dropped(libvirt, start_hostd, pair):
+    daemon = start_hostd()
+    guest, nic = pair[1]
+    before = settled_as_the_tap_says(daemon, guest, nic)
+    drops_before = nic.stats()["tx"]["dropped"]
+    libvirt.virsh("suspend", guest.name)
+    try:
+        with socket.socket(socket.AF_INET, socket.SOCK_DGRAM) as out:
+            for _ in range(2500):
+                out.sendto(bytes(100), (nic.guest_address, 9))
+        shown = settled(daemon.operator_path())
+        dropped = of(shown, guest, DROPPED, "receive", **{"error.type": "ring_full"}) - \
+            of(before, guest, DROPPED, "receive", **{"error.type": "ring_full"})
+        taken = of(shown, guest, PACKETS, "receive") - of(before, guest, PACKETS, "receive")
+        waiting = shown.total(DEPTH, vm=guest.uuid, **{"network.interface.name": "net0"})
+        assert dropped == nic.stats()["tx"]["dropped"] - drops_before > 0
+        assert waiting > 100
+        # Others of the host's kernel may be among them.
+        assert 2500 <= taken + waiting + dropped <= 2520
+    finally:
+        libvirt.virsh("resume", guest.name)
+    wait_for("the queue to be empty", lambda: settled(daemon.operator_path()).total(
+        DEPTH, vm=guest.uuid, **{"network.interface.name": "net0"}) == 0)
+    after = settled_as_the_tap_says(daemon, guest, nic)
+    (waits,) = after.find(WAIT, vm=guest.uuid, **{"network.interface.name": "net0"})
+    assert waits.attrs["kvmscope.sampling.ratio"] == "0.125"
+    assert daemon.stop() == 0
+
+
+def test_a_nic_without_a_tap_is_said_to_be_invisible(bed, libvirt, start_hostd):
+    daemon = start_hostd()
+    nic = Nic("kvtu", "52:54:00:00:01:01", "10.77.9.1")
+    guest = boot(bed, libvirt, "net-user", "tenant-u", nic,
+                 "<interface type='user'><mac address='52:54:00:00:01:02'/><model type='virtio'/></interface>")
+    export = settled_as_the_tap_says(daemon, guest, nic)
+    assert not export.find(PACKETS, vm=guest.uuid, **{"network.interface.name": "net1"})
+    (vm,) = [vm for vm in daemon.client_json("vms") if vm["uuid"] == guest.uuid]
+    assert [(one["name"], one["tap"], one["dev"] != "") for one in vm["nics"]] == [("net0", "kvtu", True), ("net1", "", False)]
+    assert "user" in vm["nics"][1]["reason"]
+    guest.destroy()
+    assert daemon.stop() == 0
