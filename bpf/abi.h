@@ -52,7 +52,10 @@ enum kv_kind {
   KV_NIC_QUEUE = 16,      /* counter by NIC: packets that were handed to the tap for the guest */
   KV_NIC_DEPTH = 17,      /* gauge by NIC, kept by the daemon: packets that the guest has not taken yet */
   KV_NIC_QUEUE_DURATION = 18, /* histogram by NIC, of a sample: handed to the tap to taken from it */
-  KV_KINDS = 19,
+  KV_GUEST_DISK = 19,         /* counter by the guest's disk, op, kept by the daemon: operations, bytes */
+  KV_GUEST_DISK_TIME = 20,    /* likewise: ns */
+  KV_GUEST_UNOBSERVED = 21,   /* gauge, kept by the daemon: ns that those do not cover */
+  KV_KINDS = 22,
 };
 
 /* Why a vCPU left its guest: VMX's and SVM's reasons, one number for what is the same. */

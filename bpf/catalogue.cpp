@@ -159,6 +159,31 @@ constexpr Instrument kNetworkQueueDuration{
     .type = InstrumentType::histogram,
 };
 
+constexpr Instrument kGuestOperations{
+    .name = "kvmscope.vm.disk.operations",
+    .unit = "{operation}",
+    .description = "The guest's own operations on its disk, as QEMU counts them",
+    .type = InstrumentType::counter,
+};
+constexpr Instrument kGuestBytes{
+    .name = "kvmscope.vm.disk.io",
+    .unit = "By",
+    .description = "Bytes of these operations",
+    .type = InstrumentType::counter,
+};
+constexpr Instrument kGuestTime{
+    .name = "kvmscope.vm.disk.operation.time",
+    .unit = "s",
+    .description = "Time that these operations took in QEMU, added up",
+    .type = InstrumentType::counter,
+};
+constexpr Instrument kUnobserved{
+    .name = "kvmscope.vm.disk.unobserved.time",
+    .unit = "s",
+    .description = "Time before now, or before the VM's end, that QEMU's own counts do not cover",
+    .type = InstrumentType::gauge,
+};
+
 constexpr std::array<std::string_view, KV_OPS> kDirections{"read", "write", "flush", "discard"};
 constexpr std::array<std::string_view, KV_ERRORS> kErrorTypes{"io",        "timeout", "nospc",   "medium",
                                                               "transport", "target",  "notsupp", "other"};
@@ -322,6 +347,13 @@ constexpr std::array<Kind, KV_KINDS> kKinds{{
      .dev_space = DevSpace::nic,
      .subs = kSampled,
      .count = &kNetworkQueueDuration},
+    {.id = KV_GUEST_DISK,
+     .dev_space = DevSpace::guest_disk,
+     .subs = kOps,
+     .count = &kGuestOperations,
+     .sum = &kGuestBytes},
+    {.id = KV_GUEST_DISK_TIME, .dev_space = DevSpace::guest_disk, .subs = kOps, .count = &kGuestTime},
+    {.id = KV_GUEST_UNOBSERVED, .dev_space = DevSpace::vm, .subs = kUnlabelled, .count = &kUnobserved},
 }};
 
 }  // namespace
@@ -336,6 +368,8 @@ std::uint16_t rows_of(const core::SlotShape& shape, DevSpace space) {
       return std::max<std::uint16_t>(shape.vcpus, 1);
     case DevSpace::nic:
       return std::max<std::uint16_t>(shape.nics, 1);
+    case DevSpace::guest_disk:
+      return 0;
   }
   return 1;
 }

@@ -16,6 +16,7 @@ enum class DevSpace : std::uint8_t {
   disk,
   vcpu,
   nic,
+  guest_disk,  ///< the domain's own disks, which no program knows: no rows in any map
 };
 
 /// One label of a sub: disk.io.direction = read.

@@ -374,6 +374,10 @@ core::Result<void> App::Impl::open_libvirt() {
     log_event(LogLevel::warn, "domain cannot be described",
               {{"vm", problem.name}, {"reason", problem.reason}, {"detail", problem.detail}});
   };
+  options.stats_interval = config.interval;
+  options.on_block_stats = [this](const std::vector<virt::BlockReading>& readings) {
+    keeper.on_block_stats(readings);
+  };
   options.on_listed = [this](const std::vector<core::VmUuid>& uuids) { coverage.listed(uuids); };
   options.on_connection = [this](const virt::ConnectionState& state) {
     libvirt_state = state;

@@ -9,6 +9,8 @@
 #include <iterator>
 #include <utility>
 
+#include "bpf/abi.h"
+
 namespace kvmscope::hostd {
 namespace {
 
@@ -69,14 +71,38 @@ void SlotKeeper::read_steal(const tenancy::Epoch& epoch) {
   virt::CpuThrottle throttle{.vm_ns = 0, .vcpu_ns = std::vector<std::uint64_t>(vcpus)};
   if (known) throttle = virt::read_cpu_throttle(cgroup_root_ + epoch.facts->cgroup_path, vcpus);
   if (known && !data.throttle_before) {
-    const std::uint64_t started_ns = epoch.process.start_ticks * kNsPerTick;
-    const std::uint64_t age_ns = now().unix_ns - std::min(epoch.start_unix_ns, now().unix_ns);
-    const bool from_its_start = now().boottime_ns - age_ns < started_ns + kStartNs;
-    data.throttle_before = from_its_start
+    data.throttle_before = from_its_start(epoch)
                                ? virt::CpuThrottle{.vm_ns = 0, .vcpu_ns = std::vector<std::uint64_t>(vcpus)}
                                : throttle;
   }
   add_steal(*data.live, throttle, data.throttle_before, data.totals);
+}
+
+bool SlotKeeper::from_its_start(const tenancy::Epoch& epoch) const {
+  const std::uint64_t started_ns = epoch.process.start_ticks * kNsPerTick;
+  const std::uint64_t age_ns = now().unix_ns - std::min(epoch.start_unix_ns, now().unix_ns);
+  return now().boottime_ns - age_ns < started_ns + kStartNs;
+}
+
+void SlotKeeper::on_block_stats(const std::vector<virt::BlockReading>& readings) {
+  for (const tenancy::Epoch* epoch : registry_.epochs()) {
+    if (!epoch->facts || registry_.by_process(epoch->process) != epoch) continue;  // a former owner's
+    const auto reading = std::ranges::find_if(readings, [&](const virt::BlockReading& one) {
+      return one.uuid == epoch->facts->uuid && one.domain_id == epoch->facts->domain_id && !one.disks.empty();
+    });
+    const auto found = epochs_.find(generation(*epoch));
+    if (reading == readings.end() || found == epochs_.end()) continue;
+    EpochData& data = found->second;
+    data.guest_disks.read(reading->disks, from_its_start(*epoch), data.totals);
+    data.guest_disks_unix_ns = now().unix_ns;
+  }
+}
+
+/// Of a VM that has ended it stays what it was.
+void SlotKeeper::note_unobserved(const tenancy::Epoch& epoch, EpochData& data) const {
+  const std::uint64_t until = epoch.end_unix_ns != 0 ? epoch.end_unix_ns : now().unix_ns;
+  const std::uint64_t since = std::max(data.guest_disks_unix_ns, epoch.start_unix_ns);
+  data.totals.set({KV_GUEST_UNOBSERVED, 0, 0}, {.count = until - std::min(since, until), .sum = 0});
 }
 
 void SlotKeeper::carry_out(tenancy::Actions actions) {
@@ -310,6 +336,8 @@ const EpochData* SlotKeeper::data(const tenancy::Epoch& epoch) {
   data.devices = label_disks(facts, data.disks, last_chance, data.names);
   std::ranges::move(label_nics(facts, data.nics, last_chance, data.nic_names),
                     std::back_inserter(data.devices));
+  std::ranges::move(data.guest_disks.labels(), std::back_inserter(data.devices));
+  note_unobserved(epoch, data);
   std::ranges::move(label_vcpus(facts, data.shape.vcpus), std::back_inserter(data.devices));
   data.devices.push_back(vm_label());
   return &data;

@@ -28,7 +28,9 @@ struct EpochData {
   DeviceNames names;
   std::vector<bpf::NicKey> nics;
   NicNames nic_names;
-  core::SlotShape shape;  ///< of the last incarnation
+  GuestDisks guest_disks;
+  std::uint64_t guest_disks_unix_ns = 0;  ///< when they were last read; 0: never
+  core::SlotShape shape;                  ///< of the last incarnation
   /// What CPU quotas had taken from the VM when it began to be counted.
   std::optional<virt::CpuThrottle> throttle_before;
   std::vector<DeviceLabel> devices;
@@ -62,6 +64,8 @@ class SlotKeeper {
   void on_vm_gone(const core::VmUuid& uuid, core::ProcessKey process) {
     carry_out(registry_.on_vm_gone(uuid, process, now()));
   }
+  /// What QEMU says of the guests' disks.
+  void on_block_stats(const std::vector<virt::BlockReading>& readings);
   /// Before a reading: what the kernel side counts only when asked to.
   void bring_up_to_date();
   void tick();
@@ -109,6 +113,8 @@ class SlotKeeper {
   bool busy(core::SlotIdentity identity) const;
   void drain(core::SlotIdentity identity, bool discard);
   void read_steal(const tenancy::Epoch& epoch);
+  bool from_its_start(const tenancy::Epoch& epoch) const;
+  void note_unobserved(const tenancy::Epoch& epoch, EpochData& data) const;
 
   bpf::Tracer& tracer_;
   tenancy::Registry& registry_;

@@ -133,6 +133,49 @@ std::vector<DeviceLabel> label_nics(const core::VmFacts* facts, std::span<const 
   return labels;
 }
 
+void GuestDisks::read(const std::vector<virt::GuestDisk>& disks, bool from_zero,
+                      tenancy::EpochTotals& totals) {
+  if (!targets_.empty()) from_zero = true;  // what comes later has done nothing before
+  for (const virt::GuestDisk& disk : disks) {
+    const auto found = std::ranges::find(targets_, disk.target);
+    const auto dev = static_cast<std::uint16_t>(found - targets_.begin());
+    if (found == targets_.end()) targets_.push_back(disk.target);
+    add(dev, KV_READ, disk.read, from_zero, totals);
+    add(dev, KV_WRITE, disk.write, from_zero, totals);
+    add(dev, KV_FLUSH, disk.flush, from_zero, totals);
+  }
+}
+
+void GuestDisks::add(std::uint16_t dev, std::uint16_t op, const std::optional<virt::GuestOperations>& now,
+                     bool from_zero, tenancy::EpochTotals& totals) {
+  if (!now) return;
+  virt::GuestOperations& before =
+      last_.try_emplace({dev, op}, from_zero ? virt::GuestOperations{} : *now).first->second;
+  // A disk that was unplugged and came back begins anew.
+  if (now->operations < before.operations || now->bytes < before.bytes) before = {};
+  const core::SeriesId count{KV_GUEST_DISK, dev, op};
+  const core::SeriesId time{KV_GUEST_DISK_TIME, dev, op};
+  core::CounterValue total = totals.total(count, {});
+  total += {.count = now->operations - before.operations, .sum = now->bytes - before.bytes};
+  totals.set(count, total);
+  total = totals.total(time, {});
+  total += {.count = now->time_ns - std::min(now->time_ns, before.time_ns), .sum = 0};
+  totals.set(time, total);
+  before = *now;
+}
+
+std::vector<DeviceLabel> GuestDisks::labels() const {
+  std::vector<DeviceLabel> labels;
+  for (std::size_t dev = 0; dev < targets_.size(); ++dev) {
+    labels.push_back({.space = bpf::DevSpace::guest_disk,
+                      .name = targets_[dev],
+                      .mac = {},
+                      .devs = {static_cast<std::uint16_t>(dev)},
+                      .of_domain = true});
+  }
+  return labels;
+}
+
 void add_queue_depth(const bpf::SlotMaps& maps, tenancy::EpochTotals& totals) {
   const std::uint16_t rows = bpf::rows_of(maps.shape(), bpf::DevSpace::nic);
   for (std::uint16_t row = 0; row < rows; ++row) {
@@ -294,7 +337,8 @@ void VmReading::append(const core::Instrument* instrument, const Row& row, bool 
   point.time_unix_ns = time_unix_ns;
   point.no_recorded_value = ended;
   point.labels.reserve(4);
-  if (row.kind->dev_space == bpf::DevSpace::disk) point.labels.push_back({"disk.device", row.device->name});
+  if (row.kind->dev_space == bpf::DevSpace::disk || row.kind->dev_space == bpf::DevSpace::guest_disk)
+    point.labels.push_back({"disk.device", row.device->name});
   if (row.kind->dev_space == bpf::DevSpace::vcpu) point.labels.push_back({"vcpu", row.device->name});
   if (row.kind->dev_space == bpf::DevSpace::nic) {
     point.labels.push_back({"network.interface.name", row.device->name});

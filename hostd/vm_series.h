@@ -7,6 +7,7 @@
 #include <optional>
 #include <span>
 #include <string>
+#include <utility>
 #include <vector>
 
 #include "bpf/catalogue.h"
@@ -14,6 +15,7 @@
 #include "hostd/core/metric.h"
 #include "hostd/core/vm.h"
 #include "tenancy/ledger.h"
+#include "virt/block_stats.h"
 #include "virt/cpu_stat.h"
 
 namespace kvmscope::hostd {
@@ -57,6 +59,23 @@ std::vector<DeviceLabel> label_disks(const core::VmFacts* facts, std::span<const
 /// Which of a slot's numbered NICs are what: as of disks. A NIC without a tap gets no label.
 std::vector<DeviceLabel> label_nics(const core::VmFacts* facts, std::span<const bpf::NicKey> nics,
                                     bool last_chance, NicNames& names);
+
+/// The guest's own operations, disk by disk, as far as one epoch is concerned. QEMU counts from its start;
+/// the epoch may have begun later.
+class GuestDisks {
+ public:
+  /// Adds what has been done since the last reading. `from_zero`: the epoch has all that QEMU ever did;
+  /// otherwise a disk's first reading is where it begins.
+  void read(const std::vector<virt::GuestDisk>& disks, bool from_zero, tenancy::EpochTotals& totals);
+  std::vector<DeviceLabel> labels() const;
+
+ private:
+  void add(std::uint16_t dev, std::uint16_t op, const std::optional<virt::GuestOperations>& now,
+           bool from_zero, tenancy::EpochTotals& totals);
+
+  std::vector<std::string> targets_;  ///< index = dev
+  std::map<std::pair<std::uint16_t, std::uint16_t>, virt::GuestOperations> last_;
+};
 
 /// How many packets wait in each NIC's queue, into the totals: handed to the tap, and not taken. What was
 /// there before anybody looked shows as taken without having been handed over, and is corrected by that.

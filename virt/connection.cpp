@@ -62,6 +62,16 @@ virConnectDomainEventGenericCallback generic(Callback callback) {
   return reinterpret_cast<virConnectDomainEventGenericCallback>(reinterpret_cast<void (*)()>(callback));
 }
 
+StatField field_of(const virTypedParameter& parameter) {
+  StatField field{.name = parameter.field, .text = {}};
+  if (parameter.type == VIR_TYPED_PARAM_STRING) field.text = parameter.value.s;
+  if (parameter.type == VIR_TYPED_PARAM_ULLONG) field.number = parameter.value.ul;
+  if (parameter.type == VIR_TYPED_PARAM_UINT) field.number = parameter.value.ui;
+  if (parameter.type == VIR_TYPED_PARAM_LLONG && parameter.value.l > 0)
+    field.number = static_cast<std::uint64_t>(parameter.value.l);
+  return field;
+}
+
 std::string version_text(unsigned long version) {
   return fmt::format("{}.{}.{}", version / 1'000'000, version / 1'000 % 1'000, version % 1'000);
 }
@@ -166,6 +176,24 @@ core::Result<std::vector<ListedDomain>> Connection::running_domains() const {
   }
   free(domains);
   return running;
+}
+
+core::Result<std::vector<BlockReading>> Connection::block_stats() const {
+  virDomainStatsRecordPtr* records = nullptr;
+  const int count = virConnectGetAllDomainStats(
+      connection_, VIR_DOMAIN_STATS_BLOCK, &records,
+      VIR_CONNECT_GET_ALL_DOMAINS_STATS_ACTIVE | VIR_CONNECT_GET_ALL_DOMAINS_STATS_NOWAIT);
+  if (count < 0) return core::fail(last_error("block statistics"));
+  std::vector<BlockReading> readings;
+  for (int i = 0; i < count; ++i) {
+    std::vector<StatField> fields;
+    for (int n = 0; n < records[i]->nparams; ++n) fields.push_back(field_of(records[i]->params[n]));
+    readings.push_back({.uuid = uuid_of(records[i]->dom),
+                        .domain_id = static_cast<std::int32_t>(virDomainGetID(records[i]->dom)),
+                        .disks = guest_disks(fields)});
+  }
+  virDomainStatsRecordListFree(records);
+  return readings;
 }
 
 core::Result<std::string> Connection::domain_xml(const core::VmUuid& uuid) const {

@@ -11,6 +11,7 @@
 
 #include "hostd/core/ids.h"
 #include "hostd/core/result.h"
+#include "virt/block_stats.h"
 #include "virt/domain_event.h"
 
 namespace kvmscope::virt {
@@ -45,6 +46,9 @@ class Connection {
   core::Result<void> ping() const;
   /// Waits for the lock of each domain in turn.
   core::Result<std::vector<ListedDomain>> running_domains() const;
+  /// Of all running domains. Waits for the lock of each in turn, but for no job on one: whose statistics are
+  /// not to be had at once has no disks.
+  core::Result<std::vector<BlockReading>> block_stats() const;
   /// not_found if there is no such domain.
   core::Result<std::string> domain_xml(const core::VmUuid& uuid) const;
   /// libvirt's running id, -1 if it does not run. not_found if there is no such domain.

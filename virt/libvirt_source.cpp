@@ -129,6 +129,8 @@ struct LibvirtSource::Impl : std::enable_shared_from_this<Impl> {
   void listed(std::uint64_t generation, const core::Result<std::vector<ListedDomain>>& running);
   void after_relist();
 
+  void read_block_stats();
+
   void pump();
   void look(const DomainTable::Request& request);
   void looked(std::uint64_t generation, const core::VmUuid& uuid, const Look& result);
@@ -146,6 +148,7 @@ struct LibvirtSource::Impl : std::enable_shared_from_this<Impl> {
   asio::steady_timer reconnect_timer{control};
   asio::steady_timer rescan_timer{control};
   asio::steady_timer tick_timer{control};
+  asio::steady_timer stats_timer{control};
   std::mt19937 random{std::random_device{}()};
 
   std::map<CallPool::CallId, Call> calls;
@@ -166,6 +169,7 @@ struct LibvirtSource::Impl : std::enable_shared_from_this<Impl> {
                            [this](const StatusFiles::Names& names) { touched(names); }};
   bool relist_wanted = false;
   bool relisting = false;
+  bool reading_stats = false;
 
   CallPool pool{kCallThreads};
   std::unique_ptr<EventLoop> event_loop;
@@ -186,6 +190,7 @@ void LibvirtSource::Impl::run() {
   asio::post(control, [this] {
     connect();
     every(tick_timer, options.cgroup_interval, &Impl::tick);
+    if (options.on_block_stats) every(stats_timer, options.stats_interval, &Impl::read_block_stats);
   });
 }
 
@@ -354,7 +359,7 @@ void LibvirtSource::Impl::connected(core::Result<ConnectionPtr> opened, std::str
 void LibvirtSource::Impl::disconnected(const std::string& why) {
   connection.reset();
   ++generation;
-  relist_wanted = relisting = false;
+  relist_wanted = relisting = reading_stats = false;
   probes = 0;
   domains.on_disconnect();
   rescan_timer.cancel();
@@ -449,6 +454,21 @@ void LibvirtSource::Impl::after_relist() {
   rescan_timer.async_wait([this](const boost::system::error_code& error) {
     if (!error && connection) relist();
   });
+}
+
+/// Never two at a time, and never before what tells which domains there are. One that hangs on a domain's
+/// lock is waited for: what it would say comes with the next.
+void LibvirtSource::Impl::read_block_stats() {
+  if (!connection || reading_stats || !has_room()) return;
+  reading_stats = true;
+  call<core::Result<std::vector<BlockReading>>>(
+      std::make_shared<std::atomic<bool>>(true), [from = connection] { return from->block_stats(); },
+      [this, of = generation](core::Result<std::vector<BlockReading>> readings) {
+        if (of != generation) return;
+        reading_stats = false;
+        if (readings) emit(options.on_block_stats, std::move(*readings));
+      },
+      [] {});
 }
 
 /// Sends out as many calls as there is room for. Runs after whatever may have changed that.

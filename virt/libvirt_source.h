@@ -14,6 +14,7 @@
 #include "hostd/core/ids.h"
 #include "hostd/core/result.h"
 #include "hostd/core/vm.h"
+#include "virt/block_stats.h"
 
 namespace kvmscope::virt {
 
@@ -58,6 +59,7 @@ class LibvirtSource {
     std::string run_dir = "/run/libvirt/qemu";          ///< where libvirt keeps its pid and status files
     std::chrono::milliseconds rescan_interval{10'000};  ///< full relist, against lost events
     std::chrono::milliseconds cgroup_interval{1'000};   ///< look for new descendants of known scopes
+    std::chrono::milliseconds stats_interval{10'000};   ///< of block statistics
     std::chrono::milliseconds call_deadline{5'000};
     std::chrono::milliseconds reconnect_min{250};
     std::chrono::milliseconds reconnect_max{15'000};
@@ -69,6 +71,8 @@ class LibvirtSource {
     std::function<void(ConnectionState)> on_connection;
     /// After every complete relist: UUIDs of all running domains, described or not. For coverage.
     std::function<void(std::vector<core::VmUuid>)> on_listed;
+    /// What the guests' disks have done, of all running domains that could say. Not asked for without it.
+    std::function<void(std::vector<BlockReading>)> on_block_stats;
   };
 
   /// Starts the threads; connecting goes on in the background, for ever. Only one source may live in a

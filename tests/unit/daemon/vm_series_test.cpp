@@ -1,6 +1,8 @@
 // SPDX-License-Identifier: Apache-2.0
 #include "hostd/vm_series.h"
 
+#include "bpf/abi.h"
+
 #include <algorithm>
 #include <map>
 #include <stdexcept>
@@ -141,6 +143,36 @@ TEST_CASE(
   REQUIRE(find(label_nics(&facts, nics, true, names), "unresolved")->devs == Devs{2});
   NicNames none;
   REQUIRE(find(label_nics(nullptr, nics, false, none), "unresolved")->devs == Devs{0, 1, 2});
+}
+
+std::uint64_t writes(const tenancy::EpochTotals& totals, std::uint16_t dev) {
+  return totals.total({KV_GUEST_DISK, dev, KV_WRITE}, {}).count;
+}
+
+TEST_CASE(
+    "the guest's operations: all that QEMU did, or from the first reading on; a disk that comes back adds") {
+  const auto disk = [](const char* target, std::uint64_t writes) {
+    return virt::GuestDisk{.target = target,
+                           .write = virt::GuestOperations{writes, writes * 512, writes * 10}};
+  };
+  for (const bool from_zero : {true, false}) {
+    tenancy::EpochTotals totals;
+    GuestDisks disks;
+    disks.read({disk("vda", 100)}, from_zero, totals);
+    const std::uint64_t begin = from_zero ? 100 : 0;
+    REQUIRE(writes(totals, 0) == begin);
+    disks.read({disk("vda", 130)}, from_zero, totals);
+    disks.read({}, from_zero, totals);  // busy: not asked
+    disks.read({disk("vda", 150), disk("vdb", 7)}, from_zero, totals);
+    REQUIRE(writes(totals, 0) == begin + 50);
+    REQUIRE(writes(totals, 1) == 7);  // plugged in since
+    disks.read({disk("vda", 150), disk("vdb", 2)}, from_zero, totals);
+    REQUIRE(writes(totals, 1) == 9);
+    REQUIRE(totals.total({KV_GUEST_DISK, 1, KV_WRITE}, {}).sum == 9 * 512);
+    REQUIRE(totals.total({KV_GUEST_DISK_TIME, 1, KV_WRITE}, {}).count == 90);
+    REQUIRE(totals.total({KV_GUEST_DISK, 1, KV_READ}, {}).count == 0);
+    REQUIRE(find(disks.labels(), "vdb")->devs == Devs{1});
+  }
 }
 
 TEST_CASE("without facts all that was counted is unresolved, in one series") {
