@@ -154,6 +154,42 @@ std::string render_cpus(std::vector<CpuRow> cpus, std::size_t lines, const Scree
   return out;
 }
 
+std::string render_nics(std::vector<NicRow> nics, std::size_t lines, const Screen& screen) {
+  const auto bytes = [](const NicRow& row) { return row.received_bytes_per_s + row.sent_bytes_per_s; };
+  std::ranges::sort(nics, [&bytes](const NicRow& a, const NicRow& b) {
+    const double more = bytes(b);
+    const double less = bytes(a);
+    return std::tie(more, a.vm, a.uuid, a.nic) < std::tie(less, b.vm, b.uuid, b.nic);
+  });
+  std::vector<std::vector<Cell>> rows;
+  for (const NicRow& row : nics) {
+    if (lines != 0 && rows.size() == lines) break;
+    rows.push_back({text_cell(row.vm),
+                    text_cell(tenant_label(row.tenant, row.tenant_name)),
+                    text_cell(row.nic),
+                    {human_rate(row.received_per_s)},
+                    {human_byte_rate(row.received_bytes_per_s)},
+                    {human_rate(row.sent_per_s)},
+                    {human_byte_rate(row.sent_bytes_per_s)},
+                    {human_count(row.waiting)},
+                    {human_duration(row.wait_p99_ns)},
+                    {human_count(row.dropped), row.dropped == 0 ? Style::plain : Style::red}});
+  }
+  std::string out = render_table({{"VM", false, 12, 0},
+                                  {"PROJECT", false, 8, 3},
+                                  {"NIC", false, 0, 0},
+                                  {"RECEIVED/S", true, 0, 2},
+                                  {"BYTES/S", true, 0, 0},
+                                  {"SENT/S", true, 0, 2},
+                                  {"BYTES/S", true, 0, 0},
+                                  {"WAITING", true, 0, 4},
+                                  {"WAIT P99", true, 0, 5},
+                                  {"DROPPED", true, 0, 1}},
+                                 rows, screen);
+  if (rows.size() < nics.size()) out += fmt::format("... and {} more\n", nics.size() - rows.size());
+  return out;
+}
+
 std::string render_disks(TopView top, std::size_t lines, const Screen& screen) {
   std::ranges::sort(top.rows, [](const TopRow& a, const TopRow& b) {
     return std::tie(b.bytes_per_s, b.operations_per_s, a.vm, a.uuid, a.disk, a.direction) <
@@ -204,15 +240,23 @@ std::string render_disks(TopView top, std::size_t lines, const Screen& screen) {
 
 std::string render_top(TopView top, std::size_t lines, const Screen& screen) {
   if (top.time_unix_ns == 0) return "No reading yet: the first comes after one interval.\n";
-  if (top.cpus.empty()) return render_disks(std::move(top), lines, screen);
-  // Of a screen the disks have what the CPUs leave, and at least half.
+  // Of a screen the NICs have a quarter at most, the CPUs half of the rest, the disks what these leave.
   constexpr std::size_t kBetween = 3;
-  std::size_t cpu_lines = 0;
-  if (lines != 0) cpu_lines = std::max<std::size_t>(1, std::min(top.cpus.size(), lines / 2));
-  const std::size_t disk_lines =
-      lines == 0 ? 0 : std::max<std::size_t>(1, lines - std::min(lines, cpu_lines + kBetween));
+  std::size_t left = lines;
+  const auto share = [&left, lines](std::size_t rows, std::size_t part) {
+    if (lines == 0 || rows == 0) return std::size_t{0};  // all, or none
+    const std::size_t own = std::max<std::size_t>(1, std::min(rows, left / part));
+    left -= std::min(left, own + kBetween);
+    return own;
+  };
+  const std::vector<NicRow> nics = std::move(top.nics);
   const std::vector<CpuRow> cpus = std::move(top.cpus);
-  return render_disks(std::move(top), disk_lines, screen) + "\n" + render_cpus(cpus, cpu_lines, screen);
+  const std::size_t nic_lines = share(nics.size(), 4);
+  const std::size_t cpu_lines = share(cpus.size(), 2);
+  std::string out = render_disks(std::move(top), lines == 0 ? 0 : std::max<std::size_t>(1, left), screen);
+  if (!nics.empty()) out += "\n" + render_nics(nics, nic_lines, screen);
+  if (!cpus.empty()) out += "\n" + render_cpus(cpus, cpu_lines, screen);
+  return out;
 }
 
 std::string render_check(const std::vector<CheckLine>& lines, const Screen& screen) {

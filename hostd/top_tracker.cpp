@@ -15,7 +15,7 @@ std::string label_of(const VmReading::Row& row, std::string_view key) {
   return {};
 }
 
-/// Whose row it is, of a disk or of a thread.
+/// Whose row it is, of a disk, a thread or a NIC.
 template <typename Row>
 Row row_of(const tenancy::Epoch& epoch, double seconds) {
   Row row;
@@ -56,9 +56,9 @@ std::map<TopTracker::Key, TopTracker::Totals> TopTracker::totals_of(std::span<co
 std::map<std::string, TopTracker::CpuTotals> TopTracker::cpus_of(std::span<const VmReading::Row> rows) {
   std::map<std::string, CpuTotals> all;
   for (const VmReading::Row& row : rows) {
-    std::string thread = "vcpu " + row.device->name;
-    if (row.kind->dev_space == bpf::DevSpace::vm) thread = label_of(row, "cpu.thread");
-    if (row.kind->dev_space == bpf::DevSpace::disk || thread.empty()) continue;
+    const bool vcpu = row.kind->dev_space == bpf::DevSpace::vcpu;
+    const std::string thread = vcpu ? "vcpu " + row.device->name : label_of(row, "cpu.thread");
+    if (thread.empty()) continue;
     const std::string_view count = row.kind->count != nullptr ? row.kind->count->name : "";
     const std::string_view sum = row.kind->sum != nullptr ? row.kind->sum->name : "";
     if (count == "kvmscope.vm.cpu.time") all[thread].run_ns += row.counter.count;
@@ -73,9 +73,26 @@ std::map<std::string, TopTracker::CpuTotals> TopTracker::cpus_of(std::span<const
   return all;
 }
 
+std::map<std::string, TopTracker::NicTotals> TopTracker::nics_of(std::span<const VmReading::Row> rows) {
+  std::map<std::string, NicTotals> all;
+  for (const VmReading::Row& row : rows) {
+    if (row.kind->dev_space != bpf::DevSpace::nic || row.kind->count == nullptr) continue;
+    NicTotals& totals = all[row.device->name];
+    const std::string_view name = row.kind->count->name;
+    const bool received = label_of(row, "network.io.direction") == "receive";
+    if (name == "kvmscope.vm.network.packet.count") (received ? totals.received : totals.sent) += row.counter;
+    if (name == "kvmscope.vm.network.packet.dropped") totals.dropped += row.counter.count;
+    if (name == "kvmscope.vm.network.queue.depth") totals.waiting += row.counter.count;
+    if (row.histogram != nullptr && name == "kvmscope.vm.network.queue.duration")
+      totals.wait += *row.histogram;
+  }
+  return all;
+}
+
 void TopTracker::observe(const tenancy::Epoch& epoch, std::span<const VmReading::Row> rows,
                          std::uint64_t monotonic_ns) {
-  Reading now{.monotonic_ns = monotonic_ns, .totals = totals_of(rows), .cpus = cpus_of(rows)};
+  Reading now{
+      .monotonic_ns = monotonic_ns, .totals = totals_of(rows), .cpus = cpus_of(rows), .nics = nics_of(rows)};
   const auto before = before_.find(epoch.serial);
   if (before != before_.end() && before->second.monotonic_ns < monotonic_ns) {
     const double seconds = static_cast<double>(monotonic_ns - before->second.monotonic_ns) / 1e9;
@@ -106,6 +123,19 @@ void TopTracker::observe(const tenancy::Epoch& epoch, std::span<const VmReading:
         row.exits_per_s = static_cast<std::uint64_t>(std::llround(exits / seconds));
       }
       row.delay_p99_ns = percentile_ns(difference(totals.delay, last.delay), 0.99);
+    }
+    for (const auto& [nic, totals] : now.nics) {
+      const auto old = before->second.nics.find(nic);
+      const NicTotals last = old != before->second.nics.end() ? old->second : NicTotals{};
+      NicRow& row = next_.nics.emplace_back(row_of<NicRow>(epoch, seconds));
+      row.nic = nic;
+      row.received_per_s = static_cast<double>(totals.received.count - last.received.count) / seconds;
+      row.received_bytes_per_s = static_cast<double>(totals.received.sum - last.received.sum) / seconds;
+      row.sent_per_s = static_cast<double>(totals.sent.count - last.sent.count) / seconds;
+      row.sent_bytes_per_s = static_cast<double>(totals.sent.sum - last.sent.sum) / seconds;
+      row.dropped = totals.dropped - last.dropped;
+      row.waiting = totals.waiting;
+      row.wait_p99_ns = percentile_ns(difference(totals.wait, last.wait), 0.99);
     }
   }
   before_[epoch.serial] = std::move(now);

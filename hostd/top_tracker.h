@@ -21,7 +21,7 @@ namespace kvmscope::hostd {
 class TopTracker {
  public:
   /// A new interval's readings follow; end() makes them what view() returns.
-  void begin(std::uint64_t unix_ns) { next_ = {.time_unix_ns = unix_ns, .rows = {}, .cpus = {}}; }
+  void begin(std::uint64_t unix_ns) { next_ = {.time_unix_ns = unix_ns, .rows = {}, .cpus = {}, .nics = {}}; }
   void observe(const tenancy::Epoch& epoch, std::span<const VmReading::Row> rows, std::uint64_t monotonic_ns);
   void end() { view_ = std::move(next_); }
   /// The epoch is over.
@@ -46,14 +46,25 @@ class TopTracker {
     std::optional<std::uint64_t> exits;
     core::HistogramValue delay;
   };
+  /// One NIC of a VM at one reading.
+  struct NicTotals {
+    core::CounterValue received;
+    core::CounterValue sent;
+    std::uint64_t dropped = 0;
+    std::uint64_t waiting = 0;
+    core::HistogramValue wait;
+  };
   struct Reading {
     std::uint64_t monotonic_ns = 0;
     std::map<Key, Totals> totals;
     std::map<std::string, CpuTotals> cpus;  ///< by thread
+    std::map<std::string, NicTotals> nics;  ///< by name
   };
 
   static std::map<Key, Totals> totals_of(std::span<const VmReading::Row> rows);
   static std::map<std::string, CpuTotals> cpus_of(std::span<const VmReading::Row> rows);
+
+  static std::map<std::string, NicTotals> nics_of(std::span<const VmReading::Row> rows);
 
   std::unordered_map<std::uint64_t, Reading> before_;  ///< by the epoch's serial
   TopView view_;

@@ -108,10 +108,28 @@ void visit_cpu(V& row, Visitor&& field) {
 }
 
 template <typename V, typename Visitor>
+void visit_nic_row(V& row, Visitor&& field) {
+  field("vm", row.vm);
+  field("uuid", row.uuid);
+  field("tenant", row.tenant);
+  field("tenant_name", row.tenant_name);
+  field("nic", row.nic);
+  field("received_per_s", row.received_per_s);
+  field("received_bytes_per_s", row.received_bytes_per_s);
+  field("sent_per_s", row.sent_per_s);
+  field("sent_bytes_per_s", row.sent_bytes_per_s);
+  field("dropped", row.dropped);
+  field("waiting", row.waiting);
+  field("wait_p99_ns", row.wait_p99_ns);
+  field("interval_s", row.interval_s);
+}
+
+template <typename V, typename Visitor>
 void visit_top(V& top, Visitor&& field) {
   field("time_unix_ns", top.time_unix_ns);
   field("rows", top.rows);
   field("cpus", top.cpus);
+  field("nics", top.nics);
 }
 
 template <typename V, typename Visitor>
@@ -131,6 +149,7 @@ void visit(V& view, Visitor&& field) {
   if constexpr (std::is_same_v<Plain, TenantView>) visit_tenant(view, field);
   if constexpr (std::is_same_v<Plain, TopRow>) visit_row(view, field);
   if constexpr (std::is_same_v<Plain, CpuRow>) visit_cpu(view, field);
+  if constexpr (std::is_same_v<Plain, NicRow>) visit_nic_row(view, field);
   if constexpr (std::is_same_v<Plain, TopView>) visit_top(view, field);
   if constexpr (std::is_same_v<Plain, CheckLine>) visit_check(view, field);
 }

@@ -114,11 +114,30 @@ struct CpuRow {
   bool operator==(const CpuRow&) const = default;
 };
 
-/// One reading of all disks and threads.
+/// One NIC of one VM in the last interval.
+struct NicRow {
+  std::string vm;
+  std::string uuid;
+  std::string tenant;
+  std::string tenant_name;
+  std::string nic;
+  double received_per_s = 0;  ///< packets, as all three but the bytes
+  double received_bytes_per_s = 0;
+  double sent_per_s = 0;
+  double sent_bytes_per_s = 0;
+  std::uint64_t dropped = 0;                 ///< in both directions
+  std::uint64_t waiting = 0;                 ///< in the tap's queue
+  std::optional<std::uint64_t> wait_p99_ns;  ///< there, of a sample
+  double interval_s = 0;
+  bool operator==(const NicRow&) const = default;
+};
+
+/// One reading of all disks, threads and NICs.
 struct TopView {
   std::uint64_t time_unix_ns = 0;  ///< 0: there was no reading yet
   std::vector<TopRow> rows;
   std::vector<CpuRow> cpus;
+  std::vector<NicRow> nics;
   bool operator==(const TopView&) const = default;
 };
 

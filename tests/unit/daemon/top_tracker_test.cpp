@@ -113,5 +113,45 @@ TEST_CASE("a thread's share of a CPU in the last interval, its steal and its wai
   REQUIRE(*cpus[1].delay_p99_ns > 31'250'000);
 }
 
+TEST_CASE("what a NIC moved, dropped and holds") {
+  const auto kind = [](std::uint16_t id) { return &bpf::catalogue()[id]; };
+  const DeviceLabel net{.space = bpf::DevSpace::nic, .name = "net0", .devs = {0}};
+  std::vector<VmReading::Row> rows = {
+      {.kind = kind(KV_NIC_PACKETS),
+       .sub = KV_RECEIVE,
+       .device = &net,
+       .counter = {5, 500},
+       .histogram = nullptr},
+      {.kind = kind(KV_NIC_PACKETS),
+       .sub = KV_TRANSMIT,
+       .device = &net,
+       .counter = {7, 700},
+       .histogram = nullptr},
+      {.kind = kind(KV_NIC_DROPS), .sub = 0, .device = &net, .counter = {9, 0}, .histogram = nullptr},
+      {.kind = kind(KV_NIC_DEPTH), .sub = 0, .device = &net, .counter = {3, 1}, .histogram = nullptr}};
+  tenancy::Epoch epoch;
+  TopTracker top;
+  top.begin(1);
+  top.observe(epoch, rows, 1'000'000'000);
+  top.end();
+  rows[0].counter += {20, 2'000};
+  rows[1].counter += {10, 1'000};
+  rows[2].counter.count += 2;
+  rows[3].counter.count = 4;
+  top.begin(2);
+  top.observe(epoch, rows, 3'000'000'000);
+  top.end();
+  REQUIRE(top.view().nics.size() == 1);
+  REQUIRE(top.view().cpus.empty());
+  const NicRow& nic = top.view().nics[0];
+  CHECK(nic.nic == "net0");
+  CHECK(nic.received_per_s == Approx(10));
+  CHECK(nic.received_bytes_per_s == Approx(1'000));
+  CHECK(nic.sent_per_s == Approx(5));
+  CHECK(nic.sent_bytes_per_s == Approx(500));
+  CHECK(nic.dropped == 2);
+  CHECK(nic.waiting == 4);
+}
+
 }  // namespace
 }  // namespace kvmscope::hostd

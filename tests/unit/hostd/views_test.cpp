@@ -58,7 +58,8 @@ TEST_CASE("Readings and checks come back as they went") {
   round_trip(
       TopView{5,
               {{"vm", "u", "t", "T", "vda", "read", 1.5, 4096.25, 1, std::nullopt, 3, std::nullopt, 4, 10.0}},
-              {{"vm", "u", "t", "T", "vcpu 0", 0.5, 0.25, 0.125, std::nullopt, 10.0}}},
+              {{"vm", "u", "t", "T", "vcpu 0", 0.5, 0.25, 0.125, std::nullopt, 10.0}},
+              {{"vm", "u", "t", "T", "net0", 0.5, 64, 0.25, 128, 1, 2, 3, 10.0}}},
       top_from_json);
   round_trip(TopView{}, top_from_json);
   round_trip(std::vector<CheckLine>{{"btf", true, "found", ""}, {"lsm", false, "none", "no events"}},
@@ -66,11 +67,14 @@ TEST_CASE("Readings and checks come back as they went") {
 }
 
 TEST_CASE("The names in the JSON are those that scripts know") {
-  const json top = to_json(TopView{1, {TopRow{}}, {CpuRow{}}});
+  const json top = to_json(TopView{1, {TopRow{}}, {CpuRow{}}, {NicRow{}}});
   CHECK(
       top.dump() ==
       R"({"cpus":[{"cpu":0.0,"delay_p99_ns":null,"exits_per_s":null,"interval_s":0.0,"steal":0.0,"tenant":"",)"
       R"("tenant_name":"","thread":"","throttled":0.0,"uuid":"","vm":""}],)"
+      R"("nics":[{"dropped":0,"interval_s":0.0,"nic":"","received_bytes_per_s":0.0,"received_per_s":0.0,)"
+      R"("sent_bytes_per_s":0.0,"sent_per_s":0.0,"tenant":"","tenant_name":"","uuid":"","vm":"",)"
+      R"("wait_p99_ns":null,"waiting":0}],)"
       R"("rows":[{"bytes_per_s":0.0,"direction":"","disk":"","errors":0,"interval_s":0.0,)"
       R"("operations_per_s":0.0,"p50_ns":null,"p95_ns":null,"p99_ns":null,"queue_p99_ns":null,)"
       R"("tenant":"","tenant_name":"","uuid":"","vm":""}],"time_unix_ns":1})");
