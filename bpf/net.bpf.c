@@ -16,7 +16,9 @@
 #define GSO_UDP_L4 (1 << 17)
 
 KV_INLINE __u64 key_of_nic(const struct net_device* dev) {
-  return kv_nic_key(dev->nd_net.net->ns.inum, dev->ifindex);
+  struct net* net = dev->nd_net.net;
+
+  return net ? kv_nic_key(net->ns.inum, dev->ifindex) : 0;
 }
 
 KV_INLINE bool may_be_nic(__u32 ifindex) {
