@@ -104,7 +104,7 @@ std::map<std::string, ControlHandler> commands() {
   return {{"vms",
            [](const json&) {
              return to_json(std::vector<VmView>{
-                 {"u", "web\x1b[2J", 1, "acme", "", "nova", "attributed", 4711, 2, 3, 4, "e", {}, ""}});
+                 {"u", "web\x1b[2J", 1, "acme", "", "nova", "attributed", 4711, 2, 3, 4, "e", {}, {}, ""}});
            }},
           {"tenants",
            [](const json&) {

@@ -670,17 +670,17 @@ TEST_CASE("maps grow with the VM's vCPUs, those that may come too, up to the quo
   facts.max_vcpus = 300;
   host.vm(facts);
   REQUIRE(host.all<Grow>().back().shape.vcpus == 16);
+  REQUIRE(host.all<Grow>().size() == 2);
 
   facts.nics = {{.tap = "vnet0", .netns = 1, .ifindex = 7}, {.invisible_reason = "no tap"}};
-  host.run(host.registry.on_vm(facts, host.now));
+  host.vm(facts);
   REQUIRE(host.all<NumberNics>().size() == 1);
   REQUIRE(host.all<NumberNics>().back().nics == std::vector<core::Nic>{facts.nics[0]});
   REQUIRE(host.all<Grow>().back().shape.nics == 3);  // a spare has room for two, and the others
   for (std::uint32_t index = 8; index < 12; ++index)
     facts.nics.push_back({.tap = "vnet", .netns = 1, .ifindex = index});
-  host.run(host.registry.on_vm(facts, host.now));
+  host.vm(facts);
   REQUIRE(host.all<Grow>().back().shape.nics == 5);
-  REQUIRE(host.all<Grow>().size() == 2);
 }
 
 TEST_CASE("a slot that grows is not retired before it has grown") {
