@@ -283,9 +283,13 @@ SlotMaps Rig::spare(std::uint32_t slot, SlotShape shape) {
   return maps;
 }
 
+int slowness() {
+  const char* times = std::getenv("KVMSCOPE_SLOWNESS");
+  return times ? std::atoi(times) : 1;
+}
+
 void Rig::until(const std::function<bool()>& condition, std::chrono::milliseconds limit) {
-  const char* slowness = std::getenv("KVMSCOPE_SLOWNESS");
-  const auto end = std::chrono::steady_clock::now() + limit * (slowness ? std::atoi(slowness) : 1);
+  const auto end = std::chrono::steady_clock::now() + limit * slowness();
   const auto holds = [&] {
     if (tracer_) tracer_->settle();
     return condition();

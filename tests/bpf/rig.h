@@ -123,6 +123,9 @@ core::HistogramValue duration(const SlotMaps& maps, std::uint16_t kind, std::uin
 /// The hooks that this kernel can take a request's identity at.
 std::vector<IdentityHook> identity_hooks();
 
+/// How many times slower than usual this machine is, by $KVMSCOPE_SLOWNESS.
+int slowness();
+
 /// A tracer with slots, and programs that it takes for QEMU.
 class Rig {
  public:
@@ -139,8 +142,8 @@ class Rig {
   core::Result<void> retire(core::SlotIdentity identity);
   /// Installs a slot and offers it: the next process of qemu() takes it.
   SlotMaps spare(std::uint32_t slot, SlotShape shape = {});
-  /// Runs the loop until the condition holds; the test fails if it never does (on a machine that is
-  /// $KVMSCOPE_SLOWNESS times slower than usual, after as many times the limit).
+  /// Runs the loop until the condition holds; the test fails if it never does (on a slow machine,
+  /// after slowness() times the limit).
   void until(const std::function<bool()>& condition,
              std::chrono::milliseconds limit = std::chrono::seconds(10));
   void spin(std::chrono::milliseconds time);

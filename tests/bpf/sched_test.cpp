@@ -92,7 +92,7 @@ TEST_CASE("a vCPU that shares its CPU: on it, waiting for it, and nothing else")
     const Said& truth = said.at("CPU " + std::to_string(number) + "/KVM");
     const core::CounterValue time = vcpu(maps, number);
     CAPTURE(number, time.count, time.sum, truth.lived_ns);
-    REQUIRE(close(time.count + time.sum, truth.lived_ns, 4 * kMs));
+    REQUIRE(close(time.count + time.sum, truth.lived_ns, slowness() * 4 * kMs));
     REQUIRE(time.sum > 300 * kMs);
 
     core::HistogramValue waits;

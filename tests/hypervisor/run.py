@@ -24,7 +24,7 @@ BOOT_SECONDS = 300  # beside what suites.txt gives the suites
 PROGRAMS = ["hostd/kvmscope-hostd", "hostd/kvmscope", "tests/bpf/bpf-tracer", "tests/bpf/bpf-threads",
             "tests/bpf/bpf-work", "tests/bench/exit-cost", "tests/bench/bench-kernel", "tests/bench/switches"]
 OTHERS = ["bpf_objects/programs.bpf.o"]
-SOURCES = ["tests/host", "tests/hypervisor", "tests/guest", "tests/support", "tests/receiver", "tests/known-skips.txt", "hostd/kvmscope.yaml"]
+SOURCES = ["tests/host", "tests/hypervisor", "tests/guest", "tests/support", "tests/receiver", "tests/unit/hostd/bad", "tests/known-skips.txt", "hostd/kvmscope.yaml"]
 
 
 def cached():
