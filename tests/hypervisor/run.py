@@ -21,7 +21,7 @@ SOURCE = Path(__file__).resolve().parents[2]
 CACHE = Path(os.environ.get("KVMSCOPE_CACHE", "/var/cache/kvmscope"))
 BOOT_SECONDS = 300  # beside what suites.txt gives the suites
 # Of the product: stripped, for an emulated machine has to read all of it.
-PROGRAMS = ["hostd/kvmscope-hostd", "hostd/kvmscope", "tests/bpf/bpf-tracer", "tests/bpf/bpf-threads",
+PROGRAMS = ["hostd/kvmscope-hostd", "hostd/kvmscope", "tests/bpf/bpf-tracer", "tests/bpf/bpf-tap", "tests/bpf/bpf-threads",
             "tests/bpf/bpf-work", "tests/bench/exit-cost", "tests/bench/bench-kernel", "tests/bench/switches"]
 OTHERS = ["bpf_objects/programs.bpf.o"]
 SOURCES = ["tests/host", "tests/hypervisor", "tests/guest", "tests/support", "tests/receiver", "tests/unit/hostd/bad", "tests/known-skips.txt", "hostd/kvmscope.yaml"]
