@@ -56,7 +56,7 @@ TEST_CASE("all that this kernel needs is loaded and attached") {
       REQUIRE(program.jited_bytes > 0);
     }
   }
-  REQUIRE(attached == 14);
+  REQUIRE(attached == 19);
   REQUIRE(rig.tracer().programs().front().map_bytes > 0);
   REQUIRE(rig.tracer().enable_run_stats(true));
   run({"true"});

@@ -17,7 +17,7 @@ if not SYSTEM and os.environ.get("KVMSCOPE_IN_SESSION") != "1":
 
 import pytest  # noqa: E402
 
-from bed.daemon import Hostd  # noqa: E402
+from bed.daemon import INTERVAL, Hostd  # noqa: E402
 from bed.libvirt import Libvirt, SystemLibvirt  # noqa: E402
 
 
@@ -68,7 +68,7 @@ def start_hostd(bed):
     """start_hostd(changes, interval): a running daemon, ended after the test; its log is shown when the test fails."""
     started = []
 
-    def start(changes=None, interval="3s" if SYSTEM else "1s"):
+    def start(changes=None, interval=f"{INTERVAL}s"):
         daemon = Hostd(bed, changes, interval)
         started.append(daemon)
         return daemon.start()

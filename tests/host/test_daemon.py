@@ -219,9 +219,11 @@ def test_tenants_differ_in_what_they_see_and_in_how_much_is_traced(guests, start
     assert operators.total("kvmscope.vms.over_quota") == 1
 
     # Both streams name their VMs; only one says where they run.
-    for guest, tenant, host in ((guests[0], "tenant-shown", "test-host"), (traced, "tenant-small", None)):
+    # What the one beyond did before that was known is its tenant's: nothing, if its guest was quick to boot.
+    for guest, tenant, host, perhaps in ((guests[0], "tenant-shown", "test-host", set()),
+                                         (traced, "tenant-small", None, {beyond.uuid})):
         own = export_of(daemon.tenant_path(tenant))
-        assert {s.resource.get("vm.id") for s in own.find(OPERATIONS)} == {guest.uuid}
+        assert {s.resource.get("vm.id") for s in own.find(OPERATIONS)} - perhaps == {guest.uuid}
         assert {s.resource.get("host.id") for s in own.series.values()} == {host}
 
 
