@@ -49,8 +49,8 @@ enum kv_kind {
   KV_NIC_PACKETS = 13,    /* counter by NIC, direction: packets, bytes as the tap counts them */
   KV_NIC_SEGMENTS = 14,   /* counter by NIC, direction: packets on a wire that these stand for */
   KV_NIC_DROPS = 15,      /* counter by NIC, direction x reason: packets */
-  KV_NIC_QUEUE = 16,      /* counter by NIC: packets that were handed to the tap for the guest */
-  KV_NIC_DEPTH = 17,      /* gauge by NIC, kept by the daemon: packets that the guest has not taken yet */
+  KV_NIC_QUEUE = 16,      /* counter by NIC: packets handed to the tap for the guest, refused by it */
+  KV_NIC_DEPTH = 17,      /* gauge by NIC, kept by the daemon: packets not taken yet; there before us */
   KV_NIC_QUEUE_DURATION = 18, /* histogram by NIC, of a sample: handed to the tap to taken from it */
   KV_GUEST_DISK = 19,         /* counter by the guest's disk, op, kept by the daemon: operations, bytes */
   KV_GUEST_DISK_TIME = 20,    /* likewise: ns */
@@ -137,8 +137,8 @@ enum kv_drop {
 
 /* What the programs count about themselves. */
 enum kv_stat {
-  KV_STAT_LATE,           /* completions, and sums of exits, of a tenancy of the slot that is over */
-  KV_STAT_UNATTRIBUTED,   /* requests of a marked process that belongs to no slot: counted in the host's */
+  KV_STAT_LATE,           /* completions, packets, sums of exits, of a tenancy of the slot that is over */
+  KV_STAT_UNATTRIBUTED,   /* requests (packets) of a marked process without a slot: counted in the host's */
   KV_STAT_NO_SPARE,       /* QEMU processes that found the pool of slots empty */
   KV_STAT_CARRY_FULL,     /* requests that found no place to be remembered: not counted */
   KV_STAT_BIO_FULL,       /* bios (merged, or of devices without requests) that found no place: not counted */

@@ -292,8 +292,8 @@ constexpr std::array<SubLabel, 1> kSampledLabel{{{"kvmscope.sampling.ratio", "0.
 constexpr std::array<Sub, 1> kSampled{{{.labels = kSampledLabel}}};
 
 /// Where there is no KVM these do not exist; with it they come with the first exit.
-constexpr std::array<Sub, 1> kWithKvm{{{.labels = {}}}};
-constexpr const std::array<Sub, 1>& kUnlabelled = kWithKvm;
+/// Without labels, and not before there is something to tell.
+constexpr std::array<Sub, 1> kOnceSeen{{{.labels = {}}}};
 
 constexpr std::array<Kind, KV_KINDS> kKinds{{
     {.id = KV_DISK_STORAGE, .subs = kOps, .count = &kOperations, .sum = &kBytes},
@@ -328,7 +328,7 @@ constexpr std::array<Kind, KV_KINDS> kKinds{{
      .sum = &kExitTime},
     {.id = KV_VCPU_EMULATION,
      .dev_space = DevSpace::vcpu,
-     .subs = kWithKvm,
+     .subs = kOnceSeen,
      .count = &kEmulations,
      .sum = &kEmulationTime},
     {.id = KV_VCPU_HALT, .dev_space = DevSpace::vcpu, .subs = kHaltSubs, .sum = &kHaltTime},
@@ -340,7 +340,7 @@ constexpr std::array<Kind, KV_KINDS> kKinds{{
      .sum = &kNetworkBytes},
     {.id = KV_NIC_SEGMENTS, .dev_space = DevSpace::nic, .subs = kNicSubs, .count = &kSegments},
     {.id = KV_NIC_DROPS, .dev_space = DevSpace::nic, .subs = kDropSubs, .count = &kDropped},
-    {.id = KV_NIC_QUEUE, .dev_space = DevSpace::nic, .subs = kWithKvm},
+    {.id = KV_NIC_QUEUE, .dev_space = DevSpace::nic, .subs = kOnceSeen},
     {.id = KV_NIC_DEPTH, .dev_space = DevSpace::nic, .subs = kPlain, .count = &kQueueDepth},
     {.id = KV_NIC_QUEUE_DURATION,
      .histogram = true,
@@ -353,7 +353,7 @@ constexpr std::array<Kind, KV_KINDS> kKinds{{
      .count = &kGuestOperations,
      .sum = &kGuestBytes},
     {.id = KV_GUEST_DISK_TIME, .dev_space = DevSpace::guest_disk, .subs = kOps, .count = &kGuestTime},
-    {.id = KV_GUEST_UNOBSERVED, .dev_space = DevSpace::vm, .subs = kUnlabelled, .count = &kUnobserved},
+    {.id = KV_GUEST_UNOBSERVED, .dev_space = DevSpace::vm, .subs = kOnceSeen, .count = &kUnobserved},
 }};
 
 }  // namespace

@@ -268,6 +268,7 @@ struct sk_buff {
   __u16 mac_header;
   unsigned int end; /* an offset on 64-bit machines */
   unsigned char* head;
+  __u8 pkt_type : 3;
 };
 
 struct skb_shared_info {
@@ -280,6 +281,9 @@ struct skb_shared_info {
 enum skb_drop_reason {
   SKB_DROP_REASON_NETFILTER_DROP = 12,
   SKB_DROP_REASON_QDISC_DROP,
+  SKB_DROP_REASON_QDISC_OVERLIMIT,
+  SKB_DROP_REASON_QDISC_CONGESTED,
+  SKB_DROP_REASON_PACKET_SOCK_ERROR,
   SKB_DROP_REASON_NOMEM,
   SKB_DROP_REASON_SKB_UCOPY_FAULT,
   SKB_DROP_REASON_DEV_READY,

@@ -222,7 +222,7 @@ Result<void> Loaded::configure(const Options& options) {
   bpf_map__set_max_entries(skeleton.maps.spares, slots);
   bpf_map__set_max_entries(skeleton.maps.procs, 4 * slots);
   bpf_map__set_max_entries(skeleton.maps.cgroups, options.max_cgroups);
-  bpf_map__set_max_entries(skeleton.maps.nics, 4 * slots);
+  bpf_map__set_max_entries(skeleton.maps.nics, KV_MAX_NICS * slots);
   bpf_map__set_max_entries(skeleton.maps.events, options.max_tenants);
   bpf_map__set_max_entries(skeleton.maps.ring_drops, options.max_tenants);
   bpf_map__set_max_entries(skeleton.maps.carries, capacity);

@@ -95,7 +95,7 @@ ProgramInfo figures_of(const bpf_program* program);
 /// True if this tracepoint is in the running kernel's BTF.
 bool kernel_has_tracepoint(const std::string& name);
 
-/// Its arguments; 0 if these types do not have it.
+/// Its arguments; empty if these types do not have it.
 std::span<const btf_param> tracepoint_arguments(const btf* types, const std::string& name);
 
 }  // namespace kvmscope::bpf

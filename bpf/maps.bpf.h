@@ -120,7 +120,7 @@ struct {
   __type(value, struct kv_bio);
 } bios SEC(".maps");
 
-/* Taps and whose they are. Nobody removes one before its tap is gone. */
+/* Taps and whose they are: all that slots number apart, so that there is room for every one. */
 struct {
   __uint(type, BPF_MAP_TYPE_HASH);
   __uint(max_entries, 1);

@@ -14,6 +14,7 @@
 #define VLAN_TAG 4
 #define BEFORE_TAG 12 /* offsetof(struct vlan_ethhdr, h_vlan_proto) */
 #define GSO_UDP_L4 (1 << 17)
+#define PACKET_OUTGOING 4 /* linux/if_packet.h */
 
 KV_INLINE __u64 key_of_nic(const struct net_device* dev) {
   struct net* net = dev->nd_net.net;
@@ -33,7 +34,7 @@ KV_INLINE __u64 owner_of(const struct net_device* dev) {
   return owner ? *(volatile __u64*)owner : 0;
 }
 
-KV_INLINE bool is_tap(const struct net_device* dev) {
+static __noinline bool is_tap(const struct net_device* dev) {
   char kind[4] = {};
 
   if (dev->type != ARPHRD_ETHER) return false;
@@ -42,16 +43,17 @@ KV_INLINE bool is_tap(const struct net_device* dev) {
 }
 
 /* A tap's first packet in this VM's hands. It becomes the VM's, unless it is another's who is there: only the
- * daemon knows better. 0: it is no tap. */
+ * daemon knows better. No slot has more of them than it numbers apart, or one tenant could fill the map. */
 static __noinline __u64 meet_nic(const struct net_device* dev, __u64 key, struct kv_identity* id,
                                  __u64 known) {
   __u32 ifindex = dev->ifindex;
 
-  if (!is_tap(dev)) return 0;
   struct kv_slot_info* info = info_of(*id);
   if (!info) return 0;
-  __u64 owner = kv_nic_owner(*id, number_of(info->nic_keys, KV_MAX_NICS, key, true));
-  if (known && info_of(kv_nic_identity(known))) return owner;
+  __u32 number = number_of(info->nic_keys, KV_MAX_NICS, key, true);
+  __u64 owner = kv_nic_owner(*id, number);
+  struct kv_identity other = kv_nic_identity(known);
+  if (number == KV_MAX_NICS || (other.slot && info_of(other))) return owner;
   if (bpf_map_update_elem(&nics, &key, &owner, BPF_ANY)) {
     count_stat(KV_STAT_MAP_ERROR);
     return owner;
@@ -66,13 +68,16 @@ KV_INLINE __u64 owner_at_work(const struct net_device* dev) {
   struct kv_identity id = {};
 
   if (!is_vm(tgid) || !dev) return 0;
-  resolve_current(tgid, &id);
   __u64 key = key_of_nic(dev);
   __u64* known = bpf_map_lookup_elem(&nics, &key);
   __u64 owner = known ? *(volatile __u64*)known : 0;
+  if (!owner && !is_tap(dev)) return 0;
+  resolve_current(tgid, &id);
   struct kv_identity was = kv_nic_identity(owner);
-  if (!owner || was.slot != id.slot || was.generation != id.generation)
+  if (!owner || was.slot != id.slot || was.generation != id.generation) {
+    if (owner && !is_tap(dev)) return 0; /* the index was a tap's before */
     owner = meet_nic(dev, key, &id, owner);
+  }
   if (owner && kv_nic_number(owner) == KV_MAX_NICS) count_stat(KV_STAT_OTHER_NIC);
   return owner;
 }
@@ -134,7 +139,7 @@ int BPF_PROG(kv_net_refused, struct sk_buff* skb, int result, struct net_device*
   __u64 owner = owner_of(dev);
   if (!owner) return 0;
   struct kv_counter* cell = counter_cell(kv_nic_identity(owner), KV_NIC_QUEUE, kv_nic_number(owner), 0);
-  if (cell) __sync_fetch_and_sub(&cell->count, 1);
+  if (cell) __sync_fetch_and_add(&cell->sum, 1);
   return 0;
 }
 
@@ -178,8 +183,11 @@ int BPF_PROG(kv_net_taken, const struct sk_buff* skb, int length) {
 
 /* --- from the guest */
 
+/* One that has been through a device before (redirected to this one's ingress, or back into it from an ifb) is
+ * no new one. */
 SEC("tp_btf/netif_receive_skb_entry")
 int BPF_PROG(kv_net_sent, const struct sk_buff* skb) {
+  if (skb->skb_iif) return 0;
   __u64 owner = owner_at_work(skb->dev);
 
   if (owner) count_packet(owner, skb, KV_TRANSMIT, skb->len + ETH_HLEN);
@@ -199,9 +207,29 @@ KV_INLINE __u32 drop_of(__u32 reason) {
       IS(reason, SKB_DROP_REASON_TC_EGRESS) || IS(reason, SKB_DROP_REASON_XDP))
     return KV_DROP_FILTER;
   if (IS(reason, SKB_DROP_REASON_DEV_READY)) return KV_DROP_DOWN;
-  if (IS(reason, SKB_DROP_REASON_QDISC_DROP)) return KV_DROP_QDISC;
+  if (IS(reason, SKB_DROP_REASON_QDISC_DROP) || IS(reason, SKB_DROP_REASON_QDISC_OVERLIMIT) ||
+      IS(reason, SKB_DROP_REASON_QDISC_CONGESTED))
+    return KV_DROP_QDISC;
   if (IS(reason, SKB_DROP_REASON_NOMEM) || IS(reason, SKB_DROP_REASON_SKB_UCOPY_FAULT)) return KV_DROP_MEMORY;
   return KV_DROP_OTHER;
+}
+
+/* A copy for a packet socket (tcpdump) of what leaves the host here. */
+KV_INLINE bool is_sniffed(const struct sk_buff* skb) {
+  return BPF_CORE_READ_BITFIELD_PROBED(skb, pkt_type) == PACKET_OUTGOING;
+}
+
+/* The packet says that it came in through the tap (__netif_receive_skb_core). Before, the VM's own thread has
+ * it, which never has one to its own guest in hand but when the tap's ring is full. */
+KV_INLINE __u32 direction_of(const struct sk_buff* skb, const struct net_device* dev, __u64 owner,
+                             __u32 drop) {
+  __u32 tgid = bpf_get_current_pid_tgid() >> 32;
+  struct kv_identity at_work = {}, id = kv_nic_identity(owner);
+
+  if (skb->skb_iif) return skb->skb_iif == dev->ifindex ? KV_TRANSMIT : KV_RECEIVE;
+  if (drop == KV_DROP_RING_FULL || drop == KV_DROP_QDISC || !is_vm(tgid)) return KV_RECEIVE;
+  resolve_current(tgid, &at_work);
+  return at_work.slot == id.slot && at_work.generation == id.generation ? KV_TRANSMIT : KV_RECEIVE;
 }
 
 KV_INLINE void count_drop(const struct sk_buff* skb, __u32 drop) {
@@ -210,9 +238,8 @@ KV_INLINE void count_drop(const struct sk_buff* skb, __u32 drop) {
 
   if (!dev) return;
   __u64 owner = owner_of(dev);
-  if (!owner) return;
-  /* Since it came in through the tap the packet says so (__netif_receive_skb_core). */
-  __u32 direction = skb->skb_iif == dev->ifindex ? KV_TRANSMIT : KV_RECEIVE;
+  if (!owner || is_sniffed(skb)) return;
+  __u32 direction = direction_of(skb, dev, owner, drop);
   struct kv_counter* cell =
       counter_cell(kv_nic_identity(owner), KV_NIC_DROPS, kv_nic_number(owner), direction * KV_DROPS + drop);
   if (cell) __sync_fetch_and_add(&cell->count, 1);
@@ -221,6 +248,7 @@ KV_INLINE void count_drop(const struct sk_buff* skb, __u32 drop) {
 
 SEC("tp_btf/kfree_skb")
 int BPF_PROG(kv_net_dropped, const struct sk_buff* skb, void* location, __u32 reason) {
+  if (IS(reason, SKB_DROP_REASON_PACKET_SOCK_ERROR)) return 0;
   count_drop(skb, drop_of(reason));
   return 0;
 }

@@ -38,8 +38,8 @@ struct StatText {
   std::string_view description;
 };
 constexpr std::array<StatText, KV_STATS> kStats{{
-    {"late", "Completions, and sums of exits, of a tenancy of a slot that was over"},
-    {"unattributed", "Requests of a marked process that holds no slot; counted in the host's"},
+    {"late", "Completions, packets, and sums of exits, of a tenancy of a slot that was over"},
+    {"unattributed", "Requests and packets of a marked process that holds no slot; counted in the host's"},
     {"no_spare", "QEMU processes that found no spare slot"},
     {"carry_full", "Requests that could not be remembered and were not counted"},
     {"bio_full", "Merged or queued bios that could not be remembered and were not counted"},
@@ -158,13 +158,13 @@ struct Tracer::Impl {
     store(info.generation, identity.generation.value);
   }
 
-  /// Taps that are still this tenancy's: another may have them since.
-  void forget_nics(const kv_slot_info& info, SlotIdentity identity) const {
+  /// Taps but for these that are still this tenancy's: another may have them since.
+  void forget_nics(const kv_slot_info& info, SlotIdentity identity, std::span<const NicKey> but) const {
     const int map = loaded->maps().nics;
     for (const __u64& there : info.nic_keys) {
       const __u64 key = __atomic_load_n(&there, __ATOMIC_RELAXED);
       __u64 owner = 0;
-      if (key != 0 && bpf_map_lookup_elem(map, &key, &owner) == 0 &&
+      if (key != 0 && std::ranges::find(but, NicKey{key}) == but.end() && bpf_map_lookup_elem(map, &key, &owner) == 0 &&
           identity_of(kv_nic_identity(owner)) == identity) {
         bpf_map_delete_elem(map, &key);
       }
@@ -296,7 +296,7 @@ void Tracer::retire(SlotIdentity identity, std::function<void(Result<void>)> don
         }
         const std::uint32_t slot = identity.slot.value;
         const auto& maps = impl->loaded->maps();
-        impl->forget_nics(*info, identity);
+        impl->forget_nics(*info, identity, {});
         if (auto out = clear_inner(maps.counters, slot, "a slot's counters"); !out) return out;
         if (auto out = clear_inner(maps.histograms, slot, "a slot's histograms"); !out) return out;
         store(info->generation, 0);
@@ -383,18 +383,23 @@ Result<std::vector<std::uint16_t>> Tracer::number_nics(SlotIdentity identity, st
   kv_slot_info* info = impl_->info_of(identity);
   if (info == nullptr) return fail(ErrorCode::not_found, "the slot is not in use");
   std::vector<std::uint16_t> numbers;
+  Result<void> remembered;
+  impl_->forget_nics(*info, identity, keys);  // one that only traffic told is met again
   for (const NicKey key : keys) {
     const std::uint16_t dev = number_of(info->nic_keys, key.value);
+    numbers.push_back(dev);
+    if (dev == KV_MAX_NICS) continue;
     const __u64 owner =
         kv_nic_owner({.slot = identity.slot.value, .generation = identity.generation.value}, dev);
     if (bpf_map_update_elem(impl_->loaded->maps().nics, &key.value, &owner, BPF_ANY) != 0) {
-      return fail(Error::from_errno("remember a tap"));
+      remembered = fail(Error::from_errno("remember a tap"));
+      continue;
     }
     const auto ifindex = static_cast<std::uint32_t>(key.value);
     __atomic_fetch_or(&impl_->loaded->globals().nic_indexes[ifindex / 64 % (KV_NIC_BITS / 64)],
                       std::uint64_t{1} << ifindex % 64, __ATOMIC_SEQ_CST);
-    numbers.push_back(dev);
   }
+  if (!remembered) return fail(remembered.error());
   return numbers;
 }
 

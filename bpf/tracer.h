@@ -201,7 +201,8 @@ class Tracer {
 
   // --- NICs of a slot
   // ----------------------------------------------------------------------------------------
-  /// Numbers these NICs of the slot, keeping every number given before; packets at their taps are the slot's.
+  /// Numbers these NICs of the slot, keeping every number given before; packets at their taps are the slot's,
+  /// those of the taps that it had before and are not among them no more, until its threads use one again.
   /// Result: dev of each key, in order.
   core::Result<std::vector<std::uint16_t>> number_nics(core::SlotIdentity identity,
                                                        std::span<const NicKey> keys);

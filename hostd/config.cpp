@@ -109,9 +109,9 @@ void read_quota(Section& parent, tenancy::Quota& quota, std::uint32_t max_slots)
     section.complain("slots",
                      fmt::format("is more than the host has: {} of bpf.max_slots {}", quota.slots, max_slots),
                      "lower it, or raise bpf.max_slots");
-  section.integer("disks_per_vm", quota.disks_per_vm, 1, 1'024);
+  section.integer("disks_per_vm", quota.disks_per_vm, 1, tenancy::Quota::kMostDisks);
   section.integer("vcpus_per_vm", quota.vcpus_per_vm, 1, 4'096);
-  section.integer("nics_per_vm", quota.nics_per_vm, 1, 255);
+  section.integer("nics_per_vm", quota.nics_per_vm, 1, tenancy::Quota::kMostNics);
   std::uint64_t ring_bytes = quota.ring_bytes;
   if (!section.size("ring_bytes", ring_bytes, 4'096, 1U << 28)) return;
   if (std::has_single_bit(ring_bytes))

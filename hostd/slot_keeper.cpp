@@ -14,6 +14,8 @@
 namespace kvmscope::hostd {
 namespace {
 
+static_assert(tenancy::Quota::kMostDisks <= KV_MAX_DISKS && tenancy::Quota::kMostNics <= KV_MAX_NICS);
+
 constexpr std::uint64_t kMaxInFlightNs = 120'000'000'000;
 
 /// Device mapper, zram and their kind have no request queue: their sysfs directory has no mq below it.
@@ -55,8 +57,11 @@ void SlotKeeper::bring_up_to_date() {
   tracer_.count_threads();
   for (const tenancy::Epoch* epoch : registry_.epochs()) {
     read_steal(*epoch);
-    if (const auto found = epochs_.find(generation(*epoch)); found != epochs_.end() && found->second.live)
-      add_queue_depth(*found->second.live, found->second.totals);
+    if (const auto found = epochs_.find(generation(*epoch)); found != epochs_.end() && found->second.live) {
+      EpochData& data = found->second;
+      add_queue_depth(*data.live, tracer_.nics(epoch->slot), epoch->facts ? &*epoch->facts : nullptr,
+                      data.totals);
+    }
   }
 }
 
@@ -79,6 +84,7 @@ void SlotKeeper::read_steal(const tenancy::Epoch& epoch) {
 }
 
 bool SlotKeeper::from_its_start(const tenancy::Epoch& epoch) const {
+  if (!epoch.first_of_process) return false;
   const std::uint64_t started_ns = epoch.process.start_ticks * kNsPerTick;
   const std::uint64_t age_ns = now().unix_ns - std::min(epoch.start_unix_ns, now().unix_ns);
   return now().boottime_ns - age_ns < started_ns + kStartNs;
@@ -87,22 +93,16 @@ bool SlotKeeper::from_its_start(const tenancy::Epoch& epoch) const {
 void SlotKeeper::on_block_stats(const std::vector<virt::BlockReading>& readings) {
   for (const tenancy::Epoch* epoch : registry_.epochs()) {
     if (!epoch->facts || registry_.by_process(epoch->process) != epoch) continue;  // a former owner's
+    // What was asked for before the VM changed hands says what the former owner did.
     const auto reading = std::ranges::find_if(readings, [&](const virt::BlockReading& one) {
-      return one.uuid == epoch->facts->uuid && one.domain_id == epoch->facts->domain_id && !one.disks.empty();
+      return one.uuid == epoch->facts->uuid && one.domain_id == epoch->facts->domain_id && !one.disks.empty() &&
+             one.asked_unix_ns >= epoch->start_unix_ns;
     });
     const auto found = epochs_.find(generation(*epoch));
     if (reading == readings.end() || found == epochs_.end()) continue;
     EpochData& data = found->second;
-    data.guest_disks.read(reading->disks, from_its_start(*epoch), data.totals);
-    data.guest_disks_unix_ns = now().unix_ns;
+    data.guest_disks.read(*reading, from_its_start(*epoch), epoch->start_unix_ns, data.totals);
   }
-}
-
-/// Of a VM that has ended it stays what it was.
-void SlotKeeper::note_unobserved(const tenancy::Epoch& epoch, EpochData& data) const {
-  const std::uint64_t until = epoch.end_unix_ns != 0 ? epoch.end_unix_ns : now().unix_ns;
-  const std::uint64_t since = std::max(data.guest_disks_unix_ns, epoch.start_unix_ns);
-  data.totals.set({KV_GUEST_UNOBSERVED, 0, 0}, {.count = until - std::min(since, until), .sum = 0});
 }
 
 void SlotKeeper::carry_out(tenancy::Actions actions) {
@@ -334,10 +334,13 @@ const EpochData* SlotKeeper::data(const tenancy::Epoch& epoch) {
   const bool last_chance = !data.live.has_value() || naming_closed_;
   const core::VmFacts* facts = epoch.facts ? &*epoch.facts : nullptr;
   data.devices = label_disks(facts, data.disks, last_chance, data.names);
-  std::ranges::move(label_nics(facts, data.nics, last_chance, data.nic_names),
+  std::ranges::move(label_nics(facts, data.nics, now().monotonic_ns, last_chance, data.nic_names),
                     std::back_inserter(data.devices));
   std::ranges::move(data.guest_disks.labels(), std::back_inserter(data.devices));
-  note_unobserved(epoch, data);
+  // Of a VM that has ended it stays what it was.
+  const std::uint64_t until_unix_ns = epoch.end_unix_ns != 0 ? epoch.end_unix_ns : now().unix_ns;
+  data.totals.set({KV_GUEST_UNOBSERVED, 0, 0},
+                  {.count = data.guest_disks.unobserved_ns(epoch.start_unix_ns, until_unix_ns), .sum = 0});
   std::ranges::move(label_vcpus(facts, data.shape.vcpus), std::back_inserter(data.devices));
   data.devices.push_back(vm_label());
   return &data;

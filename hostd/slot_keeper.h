@@ -29,8 +29,7 @@ struct EpochData {
   std::vector<bpf::NicKey> nics;
   NicNames nic_names;
   GuestDisks guest_disks;
-  std::uint64_t guest_disks_unix_ns = 0;  ///< when they were last read; 0: never
-  core::SlotShape shape;                  ///< of the last incarnation
+  core::SlotShape shape;  ///< of the last incarnation
   /// What CPU quotas had taken from the VM when it began to be counted.
   std::optional<virt::CpuThrottle> throttle_before;
   std::vector<DeviceLabel> devices;
@@ -114,7 +113,6 @@ class SlotKeeper {
   void drain(core::SlotIdentity identity, bool discard);
   void read_steal(const tenancy::Epoch& epoch);
   bool from_its_start(const tenancy::Epoch& epoch) const;
-  void note_unobserved(const tenancy::Epoch& epoch, EpochData& data) const;
 
   bpf::Tracer& tracer_;
   tenancy::Registry& registry_;

@@ -104,10 +104,11 @@ std::vector<DeviceLabel> label_disks(const core::VmFacts* facts, std::span<const
 }
 
 std::vector<DeviceLabel> label_nics(const core::VmFacts* facts, std::span<const bpf::NicKey> nics,
-                                    bool last_chance, NicNames& names) {
+                                    std::uint64_t now_ns, bool last_chance, NicNames& names) {
   std::vector<DeviceLabel> labels;
   const auto add = [&labels](const NicName& name, bool of_domain) -> DeviceLabel& {
-    const auto found = std::ranges::find(labels, name.alias, &DeviceLabel::name);
+    const auto found = std::ranges::find_if(
+        labels, [&](const DeviceLabel& label) { return label.name == name.alias && label.mac == name.mac; });
     if (found != labels.end()) return *found;
     return labels.emplace_back(DeviceLabel{.space = bpf::DevSpace::nic,
                                            .name = name.alias,
@@ -118,57 +119,70 @@ std::vector<DeviceLabel> label_nics(const core::VmFacts* facts, std::span<const 
   if (facts != nullptr) {
     for (const core::Nic& nic : facts->nics) {
       if (nic.ifindex == 0) continue;
-      const auto named = names.try_emplace(bpf::nic_key(nic.netns, nic.ifindex), nic.alias, nic.mac).first;
-      add(named->second, true);
+      const bpf::NicKey key = bpf::nic_key(nic.netns, nic.ifindex);
+      NicName& name = names[key];
+      if (name.alias.empty()) name = {.alias = nic.alias, .mac = nic.mac};
+      const bool numbered = nics.size() < KV_MAX_NICS || std::ranges::find(nics, key) != nics.end();
+      if (numbered) add(name, true);
     }
   }
   for (std::size_t dev = 0; dev < nics.size(); ++dev) {
-    const auto named = names.find(nics[dev]);
-    const bool known = named != names.end();
-    if (!known && facts != nullptr && !last_chance) continue;  // the domain may name it yet
-    add(known ? named->second : NicName{kUnresolved, {}}, known)
-        .devs.push_back(static_cast<std::uint16_t>(dev));
+    NicName name{.alias = kUnresolved, .mac = {}};
+    if (facts != nullptr) {
+      NicName& given = names.try_emplace(nics[dev], NicName{.alias = {}, .mac = {}, .seen_ns = now_ns}).first->second;
+      if (given.alias.empty() && (last_chance || now_ns - given.seen_ns >= kNicNamedWithinNs)) given = name;
+      if (given.alias.empty()) continue;
+      name = given;
+    }
+    add(name, name.alias != kUnresolved).devs.push_back(static_cast<std::uint16_t>(dev));
   }
-  add({"other", {}}, false).devs.push_back(kOtherDevice);
+  add({.alias = "other", .mac = {}}, false).devs.push_back(kOtherDevice);
   return labels;
 }
 
-void GuestDisks::read(const std::vector<virt::GuestDisk>& disks, bool from_zero,
+void GuestDisks::read(const virt::BlockReading& reading, bool from_zero, std::uint64_t epoch_start_unix_ns,
                       tenancy::EpochTotals& totals) {
-  if (!targets_.empty()) from_zero = true;  // what comes later has done nothing before
-  for (const virt::GuestDisk& disk : disks) {
-    const auto found = std::ranges::find(targets_, disk.target);
-    const auto dev = static_cast<std::uint16_t>(found - targets_.begin());
-    if (found == targets_.end()) targets_.push_back(disk.target);
-    add(dev, KV_READ, disk.read, from_zero, totals);
-    add(dev, KV_WRITE, disk.write, from_zero, totals);
-    add(dev, KV_FLUSH, disk.flush, from_zero, totals);
+  if (until_unix_ns_ == 0) since_unix_ns_ = from_zero ? epoch_start_unix_ns : reading.asked_unix_ns;
+  const bool begins = until_unix_ns_ == 0 && !from_zero;
+  until_unix_ns_ = reading.asked_unix_ns;
+  for (Disk& known : disks_) {
+    if (std::ranges::find(reading.disks, known.target, &virt::GuestDisk::target) == reading.disks.end())
+      known.last.reset();
+  }
+  for (const virt::GuestDisk& now : reading.disks) {
+    const auto found = std::ranges::find(disks_, now.target, &Disk::target);
+    const auto dev = static_cast<std::uint16_t>(found - disks_.begin());
+    Disk& disk = found == disks_.end() ? disks_.emplace_back(Disk{now.target, std::nullopt}) : *found;
+    const auto fell = [](const virt::GuestOperations& value, const virt::GuestOperations& before) {
+      return value.operations < before.operations || value.bytes < before.bytes;
+    };
+    virt::GuestDisk before = disk.last.value_or(begins ? now : virt::GuestDisk{});
+    if (fell(now.read, before.read) || fell(now.write, before.write) || fell(now.flush, before.flush))
+      before = {};  // another one, that was plugged in between
+    add(dev, KV_READ, now.read, before.read, totals);
+    add(dev, KV_WRITE, now.write, before.write, totals);
+    add(dev, KV_FLUSH, now.flush, before.flush, totals);
+    disk.last = now;
   }
 }
 
-void GuestDisks::add(std::uint16_t dev, std::uint16_t op, const std::optional<virt::GuestOperations>& now,
-                     bool from_zero, tenancy::EpochTotals& totals) {
-  if (!now) return;
-  virt::GuestOperations& before =
-      last_.try_emplace({dev, op}, from_zero ? virt::GuestOperations{} : *now).first->second;
-  // A disk that was unplugged and came back begins anew.
-  if (now->operations < before.operations || now->bytes < before.bytes) before = {};
+void GuestDisks::add(std::uint16_t dev, std::uint16_t op, const virt::GuestOperations& now,
+                     const virt::GuestOperations& before, tenancy::EpochTotals& totals) const {
   const core::SeriesId count{KV_GUEST_DISK, dev, op};
   const core::SeriesId time{KV_GUEST_DISK_TIME, dev, op};
   core::CounterValue total = totals.total(count, {});
-  total += {.count = now->operations - before.operations, .sum = now->bytes - before.bytes};
+  total += {.count = now.operations - before.operations, .sum = now.bytes - before.bytes};
   totals.set(count, total);
   total = totals.total(time, {});
-  total += {.count = now->time_ns - std::min(now->time_ns, before.time_ns), .sum = 0};
+  total += {.count = now.time_ns - std::min(now.time_ns, before.time_ns), .sum = 0};
   totals.set(time, total);
-  before = *now;
 }
 
 std::vector<DeviceLabel> GuestDisks::labels() const {
   std::vector<DeviceLabel> labels;
-  for (std::size_t dev = 0; dev < targets_.size(); ++dev) {
+  for (std::size_t dev = 0; dev < disks_.size(); ++dev) {
     labels.push_back({.space = bpf::DevSpace::guest_disk,
-                      .name = targets_[dev],
+                      .name = disks_[dev].target,
                       .mac = {},
                       .devs = {static_cast<std::uint16_t>(dev)},
                       .of_domain = true});
@@ -176,20 +190,32 @@ std::vector<DeviceLabel> GuestDisks::labels() const {
   return labels;
 }
 
-void add_queue_depth(const bpf::SlotMaps& maps, tenancy::EpochTotals& totals) {
+std::uint64_t GuestDisks::unobserved_ns(std::uint64_t epoch_start_unix_ns, std::uint64_t until_unix_ns) const {
+  const auto since = [](std::uint64_t later, std::uint64_t earlier) { return later - std::min(earlier, later); };
+  if (until_unix_ns_ == 0) return since(until_unix_ns, epoch_start_unix_ns);
+  return since(since_unix_ns_, epoch_start_unix_ns) + since(until_unix_ns, until_unix_ns_);
+}
+
+void add_queue_depth(const bpf::SlotMaps& maps, std::span<const bpf::NicKey> nics,
+                     const core::VmFacts* facts, tenancy::EpochTotals& totals) {
   const std::uint16_t rows = bpf::rows_of(maps.shape(), bpf::DevSpace::nic);
+  const auto unplugged = [&](std::uint16_t row) {
+    return facts != nullptr && row < nics.size() && std::ranges::none_of(facts->nics, [&](const core::Nic& nic) {
+             return bpf::nic_key(nic.netns, nic.ifindex) == nics[row];
+           });
+  };
   for (std::uint16_t row = 0; row < rows; ++row) {
     const std::uint16_t dev = row + 1 == rows ? kOtherDevice : row;
     // What is taken was handed over before: read in this order there are never too few of the latter.
     const std::uint64_t taken =
         totals.total({KV_NIC_PACKETS, dev, KV_RECEIVE}, maps.counter({KV_NIC_PACKETS, row, KV_RECEIVE}))
             .count;
-    const std::uint64_t handed =
-        totals.total({KV_NIC_QUEUE, dev, 0}, maps.counter({KV_NIC_QUEUE, row, 0})).count;
+    const core::CounterValue queue = totals.total({KV_NIC_QUEUE, dev, 0}, maps.counter({KV_NIC_QUEUE, row, 0}));
+    const std::uint64_t handed = queue.count - std::min(queue.count, queue.sum);
     if (taken == 0 && handed == 0) continue;
     const core::SeriesId id{KV_NIC_DEPTH, dev, 0};
     const std::uint64_t before = std::max(totals.total(id, {}).sum, taken - std::min(taken, handed));
-    totals.set(id, {.count = handed + before - taken, .sum = before});
+    totals.set(id, {.count = unplugged(row) ? 0 : handed + before - taken, .sum = before});
   }
 }
 
@@ -295,6 +321,11 @@ void VmReading::read(const bpf::SlotMaps* maps, const tenancy::EpochTotals& tota
     first_of_kind_.push_back(rows_.size());
     for (const DeviceLabel& device : devices) {
       if (device.space != kind.dev_space) continue;
+      // Counted together with the others', in the last row: its own would say that nothing happened.
+      const bool beyond = rows > 0 && !device.devs.empty() &&
+                          std::ranges::none_of(device.devs, [&](std::uint16_t dev) {
+                            return row_of(kind.dev_space, dev, rows).has_value();
+                          });
       for (std::uint16_t sub = 0; sub < kind.subs.size(); ++sub) {
         Row row{.kind = &kind, .sub = sub, .device = &device, .counter = {}, .histogram = nullptr};
         core::HistogramValue* histogram = nullptr;
@@ -314,7 +345,7 @@ void VmReading::read(const bpf::SlotMaps* maps, const tenancy::EpochTotals& tota
           totals.add_closed(in_ledger, live);
           *histogram += live;
         }
-        const bool always = kind.subs[sub].always && device.of_domain;
+        const bool always = kind.subs[sub].always && device.of_domain && !beyond;
         if (kind.histogram) {
           if (histogram == nullptr && always) histogram = next_histogram();
           row.histogram = histogram;

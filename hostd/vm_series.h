@@ -32,12 +32,18 @@ std::vector<bpf::DiskKey> keys_of(const core::Disk& disk);
 /// no more: what it counted must stay in the series where it was reported.
 using DeviceNames = std::map<bpf::DiskKey, std::string>;
 
-/// What a VM's NICs have been called, likewise: libvirt's alias, and the guest's address.
+/// What a VM's NICs have been called, likewise: libvirt's alias, which the next one that is plugged may get,
+/// and the guest's address.
 struct NicName {
-  std::string alias;
+  std::string alias;  ///< empty: the domain may name it yet
   std::string mac;
+  std::uint64_t seen_ns = 0;  ///< monotonic: when it was numbered without a name
 };
 using NicNames = std::map<bpf::NicKey, NicName>;
+
+/// So long a tap of a known VM may be without a name (libvirt tells of one that is plugged after its first
+/// packets) before it is `unresolved`.
+inline constexpr std::uint64_t kNicNamedWithinNs = 60'000'000'000;
 
 /// A label (disk vda, unresolved, other; vCPU 0) and the slot's device numbers that it covers.
 struct DeviceLabel {
@@ -56,30 +62,43 @@ struct DeviceLabel {
 std::vector<DeviceLabel> label_disks(const core::VmFacts* facts, std::span<const bpf::NumberedDisk> devices,
                                      bool last_chance, DeviceNames& names);
 
-/// Which of a slot's numbered NICs are what: as of disks. A NIC without a tap gets no label.
+/// Which of a slot's numbered NICs are what: as of disks, but a tap is always the VM's: one that the domain
+/// has not named in time is `unresolved`. A NIC without a tap gets no label, nor one beyond those that are
+/// numbered apart.
 std::vector<DeviceLabel> label_nics(const core::VmFacts* facts, std::span<const bpf::NicKey> nics,
-                                    bool last_chance, NicNames& names);
+                                    std::uint64_t now_ns, bool last_chance, NicNames& names);
 
 /// The guest's own operations, disk by disk, as far as one epoch is concerned. QEMU counts from its start;
 /// the epoch may have begun later.
 class GuestDisks {
  public:
   /// Adds what has been done since the last reading. `from_zero`: the epoch has all that QEMU ever did;
-  /// otherwise a disk's first reading is where it begins.
-  void read(const std::vector<virt::GuestDisk>& disks, bool from_zero, tenancy::EpochTotals& totals);
+  /// otherwise its first reading is where it begins. What a reading does not have was unplugged: if it comes
+  /// back it is another one.
+  void read(const virt::BlockReading& reading, bool from_zero, std::uint64_t epoch_start_unix_ns,
+            tenancy::EpochTotals& totals);
   std::vector<DeviceLabel> labels() const;
+  /// How much of the epoch's time until then is in no reading.
+  std::uint64_t unobserved_ns(std::uint64_t epoch_start_unix_ns, std::uint64_t until_unix_ns) const;
 
  private:
-  void add(std::uint16_t dev, std::uint16_t op, const std::optional<virt::GuestOperations>& now,
-           bool from_zero, tenancy::EpochTotals& totals);
+  struct Disk {
+    std::string target;
+    std::optional<virt::GuestDisk> last;  ///< as QEMU had it; empty: gone
+  };
+  void add(std::uint16_t dev, std::uint16_t op, const virt::GuestOperations& now,
+           const virt::GuestOperations& before, tenancy::EpochTotals& totals) const;
 
-  std::vector<std::string> targets_;  ///< index = dev
-  std::map<std::pair<std::uint16_t, std::uint16_t>, virt::GuestOperations> last_;
+  std::vector<Disk> disks_;  ///< index = dev
+  std::uint64_t since_unix_ns_ = 0;
+  std::uint64_t until_unix_ns_ = 0;  ///< 0: never read
 };
 
-/// How many packets wait in each NIC's queue, into the totals: handed to the tap, and not taken. What was
-/// there before anybody looked shows as taken without having been handed over, and is corrected by that.
-void add_queue_depth(const bpf::SlotMaps& maps, tenancy::EpochTotals& totals);
+/// How many packets wait in each NIC's queue, into the totals: handed to the tap, and neither refused nor
+/// taken; 0 once `facts` have the NIC no more. What was there before anybody looked shows as taken without
+/// having been handed over, and is corrected by that.
+void add_queue_depth(const bpf::SlotMaps& maps, std::span<const bpf::NicKey> nics,
+                     const core::VmFacts* facts, tenancy::EpochTotals& totals);
 
 /// The vCPUs, named by their numbers: those plugged in exist from the start, the others once they have run.
 /// `rows`: of the slot's maps, for a VM without facts.

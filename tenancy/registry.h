@@ -28,6 +28,11 @@ struct TenantRule {
 enum class TenancySource { nova, own_metadata, rules };
 
 struct Quota {
+  /// The programs number no more devices apart (KV_MAX_DISKS, KV_MAX_NICS in bpf/abi.h): in maps with more
+  /// rows, what they count as "other" would not be in the last one.
+  static constexpr std::uint16_t kMostDisks = 32;
+  static constexpr std::uint16_t kMostNics = 16;
+
   std::uint32_t slots = 512;            ///< VMs of one tenant that are traced at a time
   std::uint16_t disks_per_vm = 16;      ///< rows; disks beyond share the last one, "other"
   std::uint16_t vcpus_per_vm = 64;      ///< rows, as of disks
@@ -82,6 +87,8 @@ struct Epoch {
   std::string tenancy_source;          ///< nova, own_metadata, rule; empty without an owner
   bool owner_vanished = false;         ///< no source names the owner any more; it stays
   std::string comm;
+  /// Its process had none before: all that the process ever did is this one's, if it began early enough.
+  bool first_of_process = false;
   /// When counting began: max(QEMU start, slot given), wall clock. Start time of its cumulative series.
   std::uint64_t start_unix_ns = 0;
   std::uint64_t end_unix_ns = 0;  ///< 0 while it runs

@@ -32,6 +32,7 @@ Record& Registry::Impl::add_record(Process& process, const Now& now) {
   record.epoch.facts = process.facts;
   record.epoch.comm = process.comm;
   record.epoch.start_unix_ns = now.unix_ns;
+  record.epoch.first_of_process = process.records == 0;
   process.record = &record;
   ++process.records;
   return record;

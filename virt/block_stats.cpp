@@ -4,6 +4,7 @@
 #include <algorithm>
 #include <charconv>
 #include <map>
+#include <optional>
 #include <string_view>
 
 namespace kvmscope::virt {
@@ -66,10 +67,10 @@ std::vector<GuestDisk> guest_disks(const std::vector<StatField>& fields) {
   for (const auto& [number, raw] : raws) {
     const bool known = std::ranges::find(disks, raw.target, &GuestDisk::target) != disks.end();
     if (raw.target.empty() || (raw.image && known)) continue;
-    disks.push_back({.target = raw.target,
-                     .read = operations(raw, "rd.reqs", "rd.bytes", "rd.times"),
-                     .write = operations(raw, "wr.reqs", "wr.bytes", "wr.times"),
-                     .flush = operations(raw, "fl.reqs", {}, "fl.times")});
+    const auto read = operations(raw, "rd.reqs", "rd.bytes", "rd.times");
+    const auto write = operations(raw, "wr.reqs", "wr.bytes", "wr.times");
+    const auto flush = operations(raw, "fl.reqs", {}, "fl.times");
+    if (read && write && flush) disks.push_back({raw.target, *read, *write, *flush});
   }
   return disks;
 }

@@ -2,7 +2,6 @@
 #pragma once
 
 #include <cstdint>
-#include <optional>
 #include <string>
 #include <vector>
 
@@ -18,12 +17,12 @@ struct GuestOperations {
   bool operator==(const GuestOperations&) const = default;
 };
 
-/// One disk as QEMU's block statistics have it, whatever it is kept on. Empty: libvirt did not say.
+/// One disk as QEMU's block statistics have it, whatever it is kept on.
 struct GuestDisk {
   std::string target;  ///< as in the domain's XML: vda
-  std::optional<GuestOperations> read;
-  std::optional<GuestOperations> write;
-  std::optional<GuestOperations> flush;
+  GuestOperations read;
+  GuestOperations write;
+  GuestOperations flush;
   bool operator==(const GuestDisk&) const = default;
 };
 
@@ -31,6 +30,8 @@ struct GuestDisk {
 struct BlockReading {
   core::VmUuid uuid;
   std::int32_t domain_id = -1;  ///< libvirt's running id: another QEMU has another
+  /// Before libvirt was asked: the values are no older.
+  std::uint64_t asked_unix_ns = 0;
   std::vector<GuestDisk> disks;
 };
 
@@ -42,7 +43,8 @@ struct StatField {
 };
 
 /// The disks among a domain's statistics (virConnectGetAllDomainStats, VIR_DOMAIN_STATS_BLOCK). Pure. Images
-/// below the top one, which have no target of their own, are left out; so is what makes no sense.
+/// below the top one, which have no target of their own, are left out; so is what makes no sense, and every
+/// disk without all its numbers: of a domain that cannot be asked just now libvirt still tells their names.
 std::vector<GuestDisk> guest_disks(const std::vector<StatField>& fields);
 
 }  // namespace kvmscope::virt

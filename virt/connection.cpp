@@ -5,6 +5,7 @@
 #include <libvirt/virterror.h>
 
 #include <array>
+#include <chrono>
 #include <cstdlib>
 #include <system_error>
 #include <thread>
@@ -180,6 +181,7 @@ core::Result<std::vector<ListedDomain>> Connection::running_domains() const {
 
 core::Result<std::vector<BlockReading>> Connection::block_stats() const {
   virDomainStatsRecordPtr* records = nullptr;
+  const auto asked = std::chrono::system_clock::now().time_since_epoch();
   const int count = virConnectGetAllDomainStats(
       connection_, VIR_DOMAIN_STATS_BLOCK, &records,
       VIR_CONNECT_GET_ALL_DOMAINS_STATS_ACTIVE | VIR_CONNECT_GET_ALL_DOMAINS_STATS_NOWAIT);
@@ -190,6 +192,7 @@ core::Result<std::vector<BlockReading>> Connection::block_stats() const {
     for (int n = 0; n < records[i]->nparams; ++n) fields.push_back(field_of(records[i]->params[n]));
     readings.push_back({.uuid = uuid_of(records[i]->dom),
                         .domain_id = static_cast<std::int32_t>(virDomainGetID(records[i]->dom)),
+                        .asked_unix_ns = static_cast<std::uint64_t>(std::chrono::nanoseconds(asked).count()),
                         .disks = guest_disks(fields)});
   }
   virDomainStatsRecordListFree(records);

@@ -47,7 +47,7 @@ class Connection {
   /// Waits for the lock of each domain in turn.
   core::Result<std::vector<ListedDomain>> running_domains() const;
   /// Of all running domains. Waits for the lock of each in turn, but for no job on one: whose statistics are
-  /// not to be had at once has no disks.
+  /// not to be had at once has no disks here.
   core::Result<std::vector<BlockReading>> block_stats() const;
   /// not_found if there is no such domain.
   core::Result<std::string> domain_xml(const core::VmUuid& uuid) const;

@@ -20,7 +20,8 @@ std::uint64_t dropped(const SlotMaps& maps, std::uint16_t direction, std::uint16
       .count;
 }
 std::uint64_t handed(const SlotMaps& maps) {
-  return maps.counter({.kind = KV_NIC_QUEUE, .dev = 0, .sub = 0}).count;
+  const core::CounterValue queue = maps.counter({.kind = KV_NIC_QUEUE, .dev = 0, .sub = 0});
+  return queue.count - queue.sum;  // but for those that were refused
 }
 
 void require_as_the_tap_says(const SlotMaps& maps, const TapStats& tap) {
@@ -79,6 +80,29 @@ TEST_CASE("what the guest does not take waits in the tap's queue; what does not 
   REQUIRE(waits.count() >= waiting / 8);
   REQUIRE(waits.count() <= waiting / 8 + 1);
   REQUIRE(waits.sum_ns > waits.count() * 50'000'000);
+}
+
+TEST_CASE("what a guest sends while its tap is down is dropped on its way from the guest") {
+  Rig rig;
+  const SlotMaps maps = rig.spare(1);
+  Tap tap(rig, "t0");
+  tap.act("send 1 60");
+  tap.act("down");
+  for (int i = 0; i < 3; ++i) REQUIRE(tap.ask("send 1 60") == "failed");
+  REQUIRE(dropped(maps, KV_TRANSMIT, KV_DROP_DOWN) == 3);
+  for (std::uint16_t reason = 0; reason < KV_DROPS; ++reason) REQUIRE(dropped(maps, KV_RECEIVE, reason) == 0);
+  REQUIRE(packets(maps, KV_TRANSMIT).count == 1);
+}
+
+TEST_CASE("copies for who listens in are no drops of the VM's") {
+  Rig rig;
+  const SlotMaps maps = rig.spare(1);
+  Tap tap(rig, "t0");
+  tap.act("send 1 60");
+  tap.act("listen");  // and never reads
+  tap.inject(300, 1'000);
+  REQUIRE(tap.stats().tx_dropped == 0);
+  for (std::uint16_t reason = 0; reason < KV_DROPS; ++reason) REQUIRE(dropped(maps, KV_RECEIVE, reason) == 0);
 }
 
 TEST_CASE("two VMs' taps, and one that is nobody's") {

@@ -5,6 +5,8 @@
 //                              send COUNT BYTES      frames to the host
 //                              gso PAYLOAD SEGMENT   one TCP packet that is still to be cut into segments
 //                              take COUNT            frames from the host
+//                              down                  the interface
+//                              listen                to all that passes it, with room for hardly any
 //                              stats                 rx_packets rx_bytes tx_packets tx_bytes tx_dropped
 //                              index                 netns ifindex
 // tap inject NAME COUNT BYTES : frames to that tap, by anybody else in the namespace.
@@ -91,19 +93,33 @@ static void say_stats(FILE* said, const char* name) {
   if (all) fclose(all);
 }
 
+static int set_up(const char* name, int up) {
+  struct ifreq request = {.ifr_flags = up ? IFF_UP : 0};
+  const int any = socket(AF_INET, SOCK_DGRAM, 0);
+  strncpy(request.ifr_name, name, IFNAMSIZ - 1);
+  const int failed = ioctl(any, SIOCSIFFLAGS, &request);
+  close(any);
+  return failed;
+}
+
+static int listen_in(const char* name) {
+  const int room = 1;  // the least that the kernel allows
+  struct sockaddr_ll at = {
+      .sll_family = AF_PACKET, .sll_protocol = htons(ETH_P_ALL), .sll_ifindex = (int)if_nametoindex(name)};
+  const int in = socket(AF_PACKET, SOCK_RAW | SOCK_CLOEXEC, htons(ETH_P_ALL));
+  return in < 0 || setsockopt(in, SOL_SOCKET, SO_RCVBUF, &room, sizeof(room)) ||
+         bind(in, (struct sockaddr*)&at, sizeof(at));
+}
+
 static int open_tap(const char* name) {
   struct ifreq request = {.ifr_flags = IFF_TAP | IFF_NO_PI | IFF_VNET_HDR};
   strncpy(request.ifr_name, name, IFNAMSIZ - 1);
   const int no_ipv6 = open("/proc/sys/net/ipv6/conf/default/disable_ipv6", O_WRONLY | O_CLOEXEC);
   if (no_ipv6 >= 0 && write(no_ipv6, "1", 1) != 1) return -1;  // its own packets would be counted, too
   const int tap = open("/dev/net/tun", O_RDWR | O_CLOEXEC);
-  const int any = socket(AF_INET, SOCK_DGRAM, 0);
   if (tap < 0 || ioctl(tap, TUNSETIFF, &request)) return -1;
   if (ioctl(tap, TUNSETOFFLOAD, TUN_F_CSUM | TUN_F_TSO4)) return -1;
-  request.ifr_flags = IFF_UP;
-  if (ioctl(any, SIOCSIFFLAGS, &request)) return -1;
-  close(any);
-  return tap;
+  return set_up(name, 1) ? -1 : tap;
 }
 
 static int serve(const char* name, const char* fifo, const char* answers) {
@@ -127,6 +143,10 @@ static int serve(const char* name, const char* fifo, const char* answers) {
       failed = send_gso(tap, a, b);
     } else if (sscanf(line, "take %u", &a) == 1) {
       while (a-- && !failed) failed = read(tap, frame, sizeof(frame)) < 0;
+    } else if (!strcmp(line, "down\n")) {
+      failed = set_up(name, 0);
+    } else if (!strcmp(line, "listen\n")) {
+      failed = listen_in(name);
     } else if (!strcmp(line, "stats\n")) {
       say_stats(said, name);
       continue;

@@ -1,7 +1,13 @@
 # SPDX-License-Identifier: Apache-2.0
 """The guest's own operations, as QEMU counts them: also where the host's block layer sees none, or others."""
 
+import contextlib
+import os
+import signal
+import subprocess
 import time
+
+import pytest
 
 from bed.libvirt import Disk, Domain, Nova
 from bed.otlp import IO as STORAGE_IO, settled
@@ -82,14 +88,43 @@ def test_a_guests_operations_are_qemus(bed, libvirt, start_hostd):
     assert daemon.stop() == 0
 
 
-def test_a_daemon_that_comes_later_begins_with_its_first_reading(bed, libvirt, start_hostd):
-    guest = Domain(bed, libvirt, "guest-later", [Disk(LoopDisk(bed, "guest-later", 16), "native")], Nova("tenant-b")).start()
+@contextlib.contextmanager
+def busy(libvirt, guest):
+    """libvirt has a job on the domain, that waits for its QEMU: nobody else is told more than the names of its disks."""
+    pid = guest.pid()
+    os.kill(pid, signal.SIGSTOP)
+    job = subprocess.Popen(["virsh", "-q", "-c", libvirt.uri, "domblkstat", guest.name, "vda"], stdin=subprocess.DEVNULL,
+                           stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL)
+    try:
+        wait_for("a job on the domain", lambda: "block.0.name" in (said := run(
+            "virsh", "-q", "-c", libvirt.uri, "domstats", "--block", "--nowait", guest.name)) and "rd.reqs" not in said)
+        yield
+    finally:
+        os.kill(pid, signal.SIGCONT)
+        job.wait()
+
+
+@pytest.mark.parametrize("at_first", ["idle", "busy"])
+def test_a_daemon_that_comes_later_begins_with_its_first_reading(bed, libvirt, start_hostd, at_first):
+    name = f"later-{at_first}"
+    guest = Domain(bed, libvirt, name, [Disk(LoopDisk(bed, name, 16), "native")], Nova("tenant-b")).start()
     guest.vmio("vda", "write", 40, 4096)
     time.sleep(3)
-    daemon = start_hostd()
-    wait_for("the first reading", lambda: settled(daemon.operator_path()).find(UNOBSERVED, vm=guest.uuid))
-    time.sleep(3)
+
+    def unobserved():
+        return settled(daemon.operator_path()).total(UNOBSERVED, vm=guest.uuid)
+
+    with busy(libvirt, guest) if at_first == "busy" else contextlib.nullcontext():
+        daemon = start_hostd()
+        if at_first == "busy":
+            wait_for("time without a reading", lambda: unobserved() > 3)
+            assert not settled(daemon.operator_path()).find(OPERATIONS, vm=guest.uuid)
+    wait_for("the first reading", lambda: settled(daemon.operator_path()).find(OPERATIONS, vm=guest.uuid))
+    if at_first == "busy":
+        assert unobserved() > 3  # that time is in none
     guest.vmio("vda", "write", 6, 4096)
     wait_for("six writes", lambda: of(settled(daemon.operator_path()), guest, OPERATIONS, "write", "vda") == 6)
+    time.sleep(3)
+    assert of(settled(daemon.operator_path()), guest, OPERATIONS, "write", "vda") == 6
     guest.destroy()
     assert daemon.stop() == 0

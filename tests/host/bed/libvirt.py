@@ -325,6 +325,22 @@ class Domain:
         wait_for("libvirt to notice", lambda: disk.target not in self.libvirt.virsh("domblklist", self.name))
         self.disks.remove(disk)
 
+    def _device_file(self, nic):
+        path = self.resources.folder / f"{self.uuid}-{nic.tap}.xml"
+        path.write_text(nic.xml(), encoding="utf-8")
+        return path
+
+    def attach_nic(self, nic, device):
+        """Plugs a NIC in while the guest runs, where it becomes `device`."""
+        self.libvirt.virsh("attach-device", self.name, self._device_file(nic), "--live")
+        wait_for(f"{device} in the guest", lambda: self.run(f"test -e /sys/class/net/{device}").status == 0)
+        nic.set_up(self, device)
+
+    def detach_nic(self, nic, device):
+        self.libvirt.virsh("detach-device", self.name, self._device_file(nic), "--live")
+        wait_for(f"{device} to go", lambda: self.run(f"test -e /sys/class/net/{device}").status != 0)
+        wait_for("libvirt to notice", lambda: nic.mac not in self.libvirt.virsh("domiflist", self.name))
+
     def set_own_metadata(self, tenant, name=""):
         element = f"<vm tenant={quoteattr(tenant)} name={quoteattr(name)}/>"
         self.libvirt.virsh("metadata", self.name, "--uri", OWN_URI, "--key", "kvmscope", "--set", element, "--live")

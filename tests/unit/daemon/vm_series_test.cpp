@@ -126,7 +126,7 @@ TEST_CASE(
                 {.mac = "52:54:00:00:00:02", .alias = "hostdev0", .invisible_reason = "no tap"}};
   std::vector<bpf::NicKey> nics = {bpf::nic_key(1, 7), bpf::nic_key(1, 9)};
   NicNames names;
-  auto labels = label_nics(&facts, nics, false, names);
+  auto labels = label_nics(&facts, nics, 0, false, names);
   REQUIRE(find(labels, "net0")->devs == Devs{0});
   REQUIRE(find(labels, "net0")->mac == "52:54:00:00:00:01");
   REQUIRE(find(labels, "net0")->of_domain);
@@ -135,44 +135,99 @@ TEST_CASE(
   REQUIRE(find(labels, "other")->devs == Devs{kOtherDevice});
 
   facts.nics = {{.mac = "52:54:00:00:00:03", .alias = "net1", .netns = 1, .ifindex = 9}};
-  labels = label_nics(&facts, nics, false, names);
+  labels = label_nics(&facts, nics, 0, false, names);
   REQUIRE(find(labels, "net0")->devs == Devs{0});
   REQUIRE(find(labels, "net1")->devs == Devs{1});
 
   nics.push_back(bpf::nic_key(1, 11));
-  REQUIRE(find(label_nics(&facts, nics, true, names), "unresolved")->devs == Devs{2});
+  NicNames last = names;
+  REQUIRE(find(label_nics(&facts, nics, 0, true, last), "unresolved")->devs == Devs{2});
   NicNames none;
-  REQUIRE(find(label_nics(nullptr, nics, false, none), "unresolved")->devs == Devs{0, 1, 2});
+  REQUIRE(find(label_nics(nullptr, nics, 0, false, none), "unresolved")->devs == Devs{0, 1, 2});
+
+  // A tap that libvirt names soon is called so from the first; later it stays what it was called.
+  REQUIRE(find(label_nics(&facts, nics, 5, false, names), "unresolved") == nullptr);
+  REQUIRE(find(label_nics(&facts, nics, 4 + kNicNamedWithinNs, false, names), "unresolved") == nullptr);
+  REQUIRE(find(label_nics(&facts, nics, 5 + kNicNamedWithinNs, false, names), "unresolved")->devs == Devs{2});
+  facts.nics.push_back({.mac = "52:54:00:00:00:04", .alias = "net2", .netns = 1, .ifindex = 11});
+  labels = label_nics(&facts, nics, 6 + kNicNamedWithinNs, false, names);
+  REQUIRE(find(labels, "unresolved")->devs == Devs{2});
+  REQUIRE(find(labels, "net2") == nullptr);
+}
+
+TEST_CASE("a NIC that gets the alias of one that was unplugged is another series") {
+  core::VmFacts facts;
+  facts.nics = {{.mac = "a", .alias = "net1", .netns = 1, .ifindex = 7}};
+  std::vector<bpf::NicKey> nics = {bpf::nic_key(1, 7)};
+  NicNames names;
+  label_nics(&facts, nics, 0, false, names);
+  facts.nics = {{.mac = "b", .alias = "net1", .netns = 1, .ifindex = 9}};
+  nics.push_back(bpf::nic_key(1, 9));
+  const auto labels = label_nics(&facts, nics, 0, false, names);
+  const auto devs_of = [&](const char* mac) {
+    return std::ranges::find(labels, mac, &DeviceLabel::mac)->devs;
+  };
+  REQUIRE(devs_of("a") == Devs{0});
+  REQUIRE(devs_of("b") == Devs{1});
+  REQUIRE(labels.size() == 3);
+}
+
+TEST_CASE("a NIC beyond those that are numbered apart has no series of its own") {
+  core::VmFacts facts;
+  facts.nics = {{.mac = "z", .alias = "net99", .netns = 1, .ifindex = 99}};
+  std::vector<bpf::NicKey> nics;
+  for (std::uint32_t n = 1; n <= KV_MAX_NICS; ++n) nics.push_back(bpf::nic_key(1, n));
+  NicNames names;
+  REQUIRE(find(label_nics(&facts, nics, 0, false, names), "net99") == nullptr);
+  nics.pop_back();
+  REQUIRE(find(label_nics(&facts, nics, 0, false, names), "net99") != nullptr);
 }
 
 std::uint64_t writes(const tenancy::EpochTotals& totals, std::uint16_t dev) {
   return totals.total({KV_GUEST_DISK, dev, KV_WRITE}, {}).count;
 }
 
-TEST_CASE(
-    "the guest's operations: all that QEMU did, or from the first reading on; a disk that comes back adds") {
-  const auto disk = [](const char* target, std::uint64_t writes) {
-    return virt::GuestDisk{.target = target,
-                           .write = virt::GuestOperations{writes, writes * 512, writes * 10}};
-  };
+virt::GuestDisk guest_disk(const char* target, std::uint64_t writes, std::uint64_t reads = 0) {
+  return {.target = target, .read = {reads, reads * 512, reads}, .write = {writes, writes * 512, writes * 10}};
+}
+
+virt::BlockReading at(std::uint64_t asked_unix_ns, std::vector<virt::GuestDisk> disks) {
+  return {.asked_unix_ns = asked_unix_ns, .disks = std::move(disks)};
+}
+
+TEST_CASE("the guest's operations: all that QEMU did, or from the first reading on") {
   for (const bool from_zero : {true, false}) {
     tenancy::EpochTotals totals;
     GuestDisks disks;
-    disks.read({disk("vda", 100)}, from_zero, totals);
+    REQUIRE(disks.unobserved_ns(1'000, 1'500) == 500);
+    disks.read(at(1'100, {guest_disk("vda", 100)}), from_zero, 1'000, totals);
     const std::uint64_t begin = from_zero ? 100 : 0;
     REQUIRE(writes(totals, 0) == begin);
-    disks.read({disk("vda", 130)}, from_zero, totals);
-    disks.read({}, from_zero, totals);  // busy: not asked
-    disks.read({disk("vda", 150), disk("vdb", 7)}, from_zero, totals);
+    REQUIRE(disks.unobserved_ns(1'000, 1'130) == (from_zero ? 30 : 130));
+    disks.read(at(1'200, {guest_disk("vda", 130)}), from_zero, 1'000, totals);
+    disks.read(at(1'300, {guest_disk("vda", 150), guest_disk("vdb", 7)}), from_zero, 1'000, totals);
     REQUIRE(writes(totals, 0) == begin + 50);
     REQUIRE(writes(totals, 1) == 7);  // plugged in since
-    disks.read({disk("vda", 150), disk("vdb", 2)}, from_zero, totals);
-    REQUIRE(writes(totals, 1) == 9);
-    REQUIRE(totals.total({KV_GUEST_DISK, 1, KV_WRITE}, {}).sum == 9 * 512);
-    REQUIRE(totals.total({KV_GUEST_DISK_TIME, 1, KV_WRITE}, {}).count == 90);
+    REQUIRE(disks.unobserved_ns(1'000, 1'340) == (from_zero ? 40 : 140));
+    REQUIRE(totals.total({KV_GUEST_DISK, 1, KV_WRITE}, {}).sum == 7 * 512);
+    REQUIRE(totals.total({KV_GUEST_DISK_TIME, 1, KV_WRITE}, {}).count == 70);
     REQUIRE(totals.total({KV_GUEST_DISK, 1, KV_READ}, {}).count == 0);
     REQUIRE(find(disks.labels(), "vdb")->devs == Devs{1});
   }
+}
+
+TEST_CASE("a disk that takes another's place adds all that it did, whatever that was") {
+  tenancy::EpochTotals totals;
+  GuestDisks disks;
+  disks.read(at(1, {guest_disk("vda", 1), guest_disk("vdb", 100, 50)}), true, 0, totals);
+  disks.read(at(2, {guest_disk("vda", 1)}), true, 0, totals);
+  disks.read(at(3, {guest_disk("vda", 1), guest_disk("vdb", 5'000, 60)}), true, 0, totals);
+  REQUIRE(writes(totals, 1) == 5'100);
+  REQUIRE(totals.total({KV_GUEST_DISK, 1, KV_READ}, {}).count == 110);
+  // Between two readings: fewer reads say that its writes are another's, too.
+  disks.read(at(4, {guest_disk("vda", 1), guest_disk("vdb", 6'000, 3)}), true, 0, totals);
+  REQUIRE(writes(totals, 1) == 11'100);
+  REQUIRE(totals.total({KV_GUEST_DISK, 1, KV_READ}, {}).count == 113);
 }
 
 TEST_CASE("without facts all that was counted is unresolved, in one series") {
