@@ -183,8 +183,8 @@ int BPF_PROG(kv_net_taken, const struct sk_buff* skb, int length) {
 
 /* --- from the guest */
 
-/* One that has been through a device before (redirected to this one's ingress, or back into it from an ifb) is
- * no new one. */
+/* One that has been through a device before (redirected to this one's ingress, or back into it from an ifb)
+ * is no new one. */
 SEC("tp_btf/netif_receive_skb_entry")
 int BPF_PROG(kv_net_sent, const struct sk_buff* skb) {
   if (skb->skb_iif) return 0;

@@ -164,8 +164,8 @@ struct Tracer::Impl {
     for (const __u64& there : info.nic_keys) {
       const __u64 key = __atomic_load_n(&there, __ATOMIC_RELAXED);
       __u64 owner = 0;
-      if (key != 0 && std::ranges::find(but, NicKey{key}) == but.end() && bpf_map_lookup_elem(map, &key, &owner) == 0 &&
-          identity_of(kv_nic_identity(owner)) == identity) {
+      if (key != 0 && std::ranges::find(but, NicKey{key}) == but.end() &&
+          bpf_map_lookup_elem(map, &key, &owner) == 0 && identity_of(kv_nic_identity(owner)) == identity) {
         bpf_map_delete_elem(map, &key);
       }
     }

@@ -95,8 +95,8 @@ void SlotKeeper::on_block_stats(const std::vector<virt::BlockReading>& readings)
     if (!epoch->facts || registry_.by_process(epoch->process) != epoch) continue;  // a former owner's
     // What was asked for before the VM changed hands says what the former owner did.
     const auto reading = std::ranges::find_if(readings, [&](const virt::BlockReading& one) {
-      return one.uuid == epoch->facts->uuid && one.domain_id == epoch->facts->domain_id && !one.disks.empty() &&
-             one.asked_unix_ns >= epoch->start_unix_ns;
+      return one.uuid == epoch->facts->uuid && one.domain_id == epoch->facts->domain_id &&
+             !one.disks.empty() && one.asked_unix_ns >= epoch->start_unix_ns;
     });
     const auto found = epochs_.find(generation(*epoch));
     if (reading == readings.end() || found == epochs_.end()) continue;
@@ -195,7 +195,9 @@ void SlotKeeper::apply(const tenancy::NumberNics& action) {
   const auto devs = tracer_.number_nics(action.identity, keys);
   if (!devs) return report_("number NICs", devs.error());
   if (devs->empty()) return;
-  const auto rows = static_cast<std::uint16_t>(*std::ranges::max_element(*devs) + 2);
+  // With a row for the next one: a NIC that is plugged in may have its first packets before libvirt tells of
+  // it.
+  const auto rows = static_cast<std::uint16_t>(*std::ranges::max_element(*devs) + 3);
   grow(action.identity, {.disks = 0, .vcpus = 0, .nics = std::min(rows, action.max_rows)});
 }
 

@@ -129,7 +129,8 @@ std::vector<DeviceLabel> label_nics(const core::VmFacts* facts, std::span<const 
   for (std::size_t dev = 0; dev < nics.size(); ++dev) {
     NicName name{.alias = kUnresolved, .mac = {}};
     if (facts != nullptr) {
-      NicName& given = names.try_emplace(nics[dev], NicName{.alias = {}, .mac = {}, .seen_ns = now_ns}).first->second;
+      NicName& given =
+          names.try_emplace(nics[dev], NicName{.alias = {}, .mac = {}, .seen_ns = now_ns}).first->second;
       if (given.alias.empty() && (last_chance || now_ns - given.seen_ns >= kNicNamedWithinNs)) given = name;
       if (given.alias.empty()) continue;
       name = given;
@@ -190,19 +191,23 @@ std::vector<DeviceLabel> GuestDisks::labels() const {
   return labels;
 }
 
-std::uint64_t GuestDisks::unobserved_ns(std::uint64_t epoch_start_unix_ns, std::uint64_t until_unix_ns) const {
-  const auto since = [](std::uint64_t later, std::uint64_t earlier) { return later - std::min(earlier, later); };
+std::uint64_t GuestDisks::unobserved_ns(std::uint64_t epoch_start_unix_ns,
+                                        std::uint64_t until_unix_ns) const {
+  const auto since = [](std::uint64_t later, std::uint64_t earlier) {
+    return later - std::min(earlier, later);
+  };
   if (until_unix_ns_ == 0) return since(until_unix_ns, epoch_start_unix_ns);
   return since(since_unix_ns_, epoch_start_unix_ns) + since(until_unix_ns, until_unix_ns_);
 }
 
-void add_queue_depth(const bpf::SlotMaps& maps, std::span<const bpf::NicKey> nics,
-                     const core::VmFacts* facts, tenancy::EpochTotals& totals) {
+void add_queue_depth(const bpf::SlotMaps& maps, std::span<const bpf::NicKey> nics, const core::VmFacts* facts,
+                     tenancy::EpochTotals& totals) {
   const std::uint16_t rows = bpf::rows_of(maps.shape(), bpf::DevSpace::nic);
   const auto unplugged = [&](std::uint16_t row) {
-    return facts != nullptr && row < nics.size() && std::ranges::none_of(facts->nics, [&](const core::Nic& nic) {
-             return bpf::nic_key(nic.netns, nic.ifindex) == nics[row];
-           });
+    return facts != nullptr && row < nics.size() &&
+           std::ranges::none_of(
+               facts->nics,
+               [&](const core::Nic& nic) { return bpf::nic_key(nic.netns, nic.ifindex) == nics[row]; });
   };
   for (std::uint16_t row = 0; row < rows; ++row) {
     const std::uint16_t dev = row + 1 == rows ? kOtherDevice : row;
@@ -210,7 +215,8 @@ void add_queue_depth(const bpf::SlotMaps& maps, std::span<const bpf::NicKey> nic
     const std::uint64_t taken =
         totals.total({KV_NIC_PACKETS, dev, KV_RECEIVE}, maps.counter({KV_NIC_PACKETS, row, KV_RECEIVE}))
             .count;
-    const core::CounterValue queue = totals.total({KV_NIC_QUEUE, dev, 0}, maps.counter({KV_NIC_QUEUE, row, 0}));
+    const core::CounterValue queue =
+        totals.total({KV_NIC_QUEUE, dev, 0}, maps.counter({KV_NIC_QUEUE, row, 0}));
     const std::uint64_t handed = queue.count - std::min(queue.count, queue.sum);
     if (taken == 0 && handed == 0) continue;
     const core::SeriesId id{KV_NIC_DEPTH, dev, 0};
@@ -322,10 +328,10 @@ void VmReading::read(const bpf::SlotMaps* maps, const tenancy::EpochTotals& tota
     for (const DeviceLabel& device : devices) {
       if (device.space != kind.dev_space) continue;
       // Counted together with the others', in the last row: its own would say that nothing happened.
-      const bool beyond = rows > 0 && !device.devs.empty() &&
-                          std::ranges::none_of(device.devs, [&](std::uint16_t dev) {
-                            return row_of(kind.dev_space, dev, rows).has_value();
-                          });
+      const bool beyond =
+          rows > 0 && !device.devs.empty() && std::ranges::none_of(device.devs, [&](std::uint16_t dev) {
+            return row_of(kind.dev_space, dev, rows).has_value();
+          });
       for (std::uint16_t sub = 0; sub < kind.subs.size(); ++sub) {
         Row row{.kind = &kind, .sub = sub, .device = &device, .counter = {}, .histogram = nullptr};
         core::HistogramValue* histogram = nullptr;

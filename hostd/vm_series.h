@@ -97,8 +97,8 @@ class GuestDisks {
 /// How many packets wait in each NIC's queue, into the totals: handed to the tap, and neither refused nor
 /// taken; 0 once `facts` have the NIC no more. What was there before anybody looked shows as taken without
 /// having been handed over, and is corrected by that.
-void add_queue_depth(const bpf::SlotMaps& maps, std::span<const bpf::NicKey> nics,
-                     const core::VmFacts* facts, tenancy::EpochTotals& totals);
+void add_queue_depth(const bpf::SlotMaps& maps, std::span<const bpf::NicKey> nics, const core::VmFacts* facts,
+                     tenancy::EpochTotals& totals);
 
 /// The vCPUs, named by their numbers: those plugged in exist from the start, the others once they have run.
 /// `rows`: of the slot's maps, for a VM without facts.

@@ -188,7 +188,8 @@ std::uint64_t writes(const tenancy::EpochTotals& totals, std::uint16_t dev) {
 }
 
 virt::GuestDisk guest_disk(const char* target, std::uint64_t writes, std::uint64_t reads = 0) {
-  return {.target = target, .read = {reads, reads * 512, reads}, .write = {writes, writes * 512, writes * 10}};
+  return {
+      .target = target, .read = {reads, reads * 512, reads}, .write = {writes, writes * 512, writes * 10}};
 }
 
 virt::BlockReading at(std::uint64_t asked_unix_ns, std::vector<virt::GuestDisk> disks) {
