@@ -36,36 +36,44 @@ TEST_CASE_METHOD(PlayedFixture, "who accepts and does not greet, or does not ans
   CHECK(monitor.ended());
 }
 
-TEST_CASE_METHOD(PlayedFixture, "who is ready in time is not given up later") {
-  options.handshake_deadline = 400ms;
-  ready();
-  loop.restart();
-  loop.run_for(600ms);
-  CHECK(seen.empty());
+TEST_CASE("who is ready in time is not given up later") {
+  for (auto deadline = 50ms;; deadline *= 2) {
+    PlayedFixture run;
+    run.options.handshake_deadline = deadline;
+    run.start();
+    run.say(kGreeting);
+    run.say(reply(0));
+    if (run.told() != Seen{"ready 7"}) continue;  // this machine is slower than that
+    run.loop.restart();
+    run.loop.run_for(2 * deadline);
+    CHECK(run.seen.empty());
+    return;
+  }
 }
 
 TEST_CASE_METHOD(PlayedFixture, "a command has its deadline, and a reply after it is dropped") {
-  options.command_deadline = 600ms;
+  options.command_deadline = 300ms;
   ready();
   const auto before = Clock::now();
   execute("a");
   loop.restart();
-  loop.run_for(100ms);
+  loop.run_for(50ms);
   execute("b");
   wait(1);
-  CHECK(Clock::now() - before >= 600ms);
+  CHECK(Clock::now() - before >= 300ms);
   wait(2);
-  CHECK(Clock::now() - before >= 700ms);
+  CHECK(Clock::now() - before >= 350ms);
   CHECK(told() == Seen{"a: deadline_exceeded", "b: deadline_exceeded"});
   CHECK(monitor.take() == command(1, "a") + command(2, "b"));
-  execute("c");
-  monitor.send(reply(2) + reply(3, "3"));
-  settle();
-  CHECK(told() == Seen{"c = 3"});
+  say(reply(2) + event("E"));
+  CHECK(told() == Seen{"event E"});
   CHECK(client->late_replies() == 1);
-  say(failure("\"id\": 1, "));
-  CHECK(client->late_replies() == 2);
-  CHECK(seen.empty());
+  execute("c");
+  CHECK(monitor.take() == command(3, "c"));
+  monitor.send(failure("\"id\": 1, ") + reply(3));
+  wait(1);
+  CHECK(client->late_replies() >= 2);
+  CHECK(told().front().starts_with("c"));  // on a slow machine it was too late, too
   // Once.
   say(reply(1));
   CHECK(told() == Seen{"closed: corrupt"});
@@ -87,62 +95,56 @@ TEST_CASE_METHOD(PlayedFixture, "time before the negotiation counts, and what is
 
 TEST_CASE_METHOD(PlayedFixture, "open commands are bounded, and one that QEMU owes a reply is open") {
   options.open_commands = 3;
-  options.command_deadline = 600ms;
+  options.command_deadline = 300ms;
+  const Seen first{"d: resource_exhausted", "a: deadline_exceeded", "b: deadline_exceeded",
+                   "c: deadline_exceeded"};
   SECTION("sent") {
     ready();
     for (const char* name : {"a", "b", "c", "d"}) execute(name);
-    CHECK(seen.empty());
-    settle();
-    CHECK(told() == Seen{"d: resource_exhausted"});
-    wait(3);
-    CHECK(told() == Seen{"a: deadline_exceeded", "b: deadline_exceeded", "c: deadline_exceeded"});
+    wait(4);
+    CHECK(told() == first);
     execute("e");
     settle();
     CHECK(told() == Seen{"e: resource_exhausted"});
+    monitor.take();
     say(reply(2));
     execute("f");
     execute("g");
-    monitor.send(reply(4));
+    CHECK(monitor.take() == command(4, "f"));
     settle();
-    CHECK(told() == Seen{"g: resource_exhausted", "f = {}"});
+    CHECK(told().front() == "g: resource_exhausted");
   }
   SECTION("not sent") {
     start();
     for (const char* name : {"a", "b", "c", "d"}) execute(name);
     wait(4);
-    CHECK(told() == Seen{"d: resource_exhausted", "a: deadline_exceeded", "b: deadline_exceeded",
-                         "c: deadline_exceeded"});
-    for (const char* name : {"e", "f", "g", "h"}) execute(name);
-    settle();
-    CHECK(told() == Seen{"h: resource_exhausted"});
+    CHECK(told() == first);
+    for (const char* name : {"a", "b", "c", "d"}) execute(name);
+    wait(4);
+    CHECK(told() == first);
   }
 }
 
 TEST_CASE_METHOD(PlayedFixture,
                  "a QEMU that never reads costs no more than the limit, and gets whole lines later") {
-  options.command_deadline = 600ms;
+  options.command_deadline = 300ms;
   options.unsent_bytes = 1'000'000;
   ready();
   const json arguments{{"text", std::string(100'000, 'x')}};
-  const std::size_t size = qmp_command(10, "x", arguments).size();
+  const auto line = [&](std::uint64_t id) { return qmp_command(id, "x", arguments); };
   // One is being written, the others wait.
-  const std::size_t taken = 1 + options.unsent_bytes / size;
+  const std::size_t taken = 1 + options.unsent_bytes / line(10).size();
   for (std::size_t i = 0; i < taken; ++i) execute("x", arguments);
   execute("y", arguments);
-  settle();
-  CHECK(told() == Seen{"y: resource_exhausted"});
   execute("z", {{"text", std::string(2'000'000, 'x')}});
-  settle();
-  CHECK(told() == Seen{"z: resource_exhausted"});
-  wait(taken);
-  CHECK(told() == Seen(taken, "x: deadline_exceeded"));
-
+  wait(taken + 2);
+  Seen expected(taken, "x: deadline_exceeded");
+  expected.insert(expected.begin(), {"y: resource_exhausted", "z: resource_exhausted"});
+  CHECK(told() == expected);
   // What was not sent is no longer, and leaves its room.
-  for (std::size_t i = 0; i < taken - 1; ++i) execute("w", arguments);
-  settle();
-  CHECK(seen.empty());
+  for (std::size_t i = 0; i < taken - 1; ++i) execute("x", arguments);
   wait(taken - 1);
-  CHECK(told() == Seen(taken - 1, "w: deadline_exceeded"));
+  CHECK(told() == Seen(taken - 1, "x: deadline_exceeded"));
 
   std::string text;
   for (std::string more = "."; !more.empty(); text += more) {
@@ -150,17 +152,17 @@ TEST_CASE_METHOD(PlayedFixture,
     settle();
   }
   std::size_t sent = 0;
-  for (std::size_t at = 0; at < text.size(); at += qmp_command(++sent, "x", arguments).size())
-    REQUIRE(text.substr(at, qmp_command(sent + 1, "x", arguments).size()) ==
-            qmp_command(sent + 1, "x", arguments));
+  for (std::size_t end = 0; !text.empty(); text.erase(0, end + 1)) {
+    end = text.find('\n');
+    const auto id = json::parse(text.substr(0, end)).at("id").get<std::uint64_t>();
+    REQUIRE((text.starts_with(line(id))));
+    say(reply(id));
+    CHECK(client->late_replies() == ++sent);
+  }
   CHECK(sent > 0);
   CHECK(sent < taken);
-  for (std::size_t id = 1; id <= sent; ++id) say(reply(id));
-  CHECK(client->late_replies() == sent);
   execute("a");
-  monitor.send(reply(taken * 2));
-  settle();
-  CHECK(told() == Seen{"a = {}"});
+  CHECK(monitor.take() == command(taken * 2, "a"));
 }
 
 TEST_CASE_METHOD(PlayedFixture, "a long command is written in parts") {
