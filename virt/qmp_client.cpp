@@ -16,6 +16,7 @@
 #include <cstring>
 #include <map>
 #include <nlohmann/json.hpp>
+#include <random>
 #include <string_view>
 #include <utility>
 #include <variant>
@@ -33,8 +34,21 @@ using Socket = asio::local::stream_protocol::socket;
 using Clock = std::chrono::steady_clock;
 using SystemError = boost::system::error_code;
 
-/// Of qmp_capabilities; those of execute() follow.
-constexpr std::uint64_t kHandshakeId = 0;
+/// Far from the end of what JSON's integers are sure to hold.
+std::uint64_t random_id() {
+  std::random_device source;
+  return (std::uint64_t{source()} << 20) + 1;
+}
+
+core::Result<void> require_peer(int fd, const std::string& path, std::int32_t pid) {
+  ucred peer{};
+  socklen_t size = sizeof(peer);
+  if (::getsockopt(fd, SOL_SOCKET, SO_PEERCRED, &peer, &size) != 0)
+    return core::fail(core::Error::from_errno(path));
+  if (peer.pid == pid) return {};
+  return core::fail(ErrorCode::permission_denied, path + ": process " + std::to_string(peer.pid) +
+                                                      " listens there, not QEMU " + std::to_string(pid));
+}
 
 /// By hand: a full backlog is EAGAIN, and no connection will follow; Asio waits for it, and takes the socket
 /// for connected then. It is what a third client of a QEMU gets, which listens with a backlog of 1.
@@ -78,7 +92,10 @@ class QmpClient::Impl : public std::enable_shared_from_this<Impl> {
         decoder_(options_.limits),
         socket_(std::move(socket)),
         handshake_(options_.executor),
-        timer_(options_.executor) {}
+        timer_(options_.executor),
+        pace_(options_.executor),
+        budget_(static_cast<std::int64_t>(options_.limits.line_bytes)),
+        handshake_id_(options_.first_id.value_or(random_id())) {}
 
   void start() {
     handshake_.expires_after(options_.handshake_deadline);
@@ -95,7 +112,7 @@ class QmpClient::Impl : public std::enable_shared_from_this<Impl> {
                    if (!self->abandoned_) reply(core::fail(error));
                  });
     };
-    if (state_ == State::closed) return refuse(ErrorCode::unavailable, "the connection is closed");
+    if (state_ == State::closed) return refuse(ErrorCode::unavailable, "the connection has ended");
     if (!arguments.is_null() && !arguments.is_object())
       return refuse(ErrorCode::invalid_argument, "a command's arguments are an object");
     if (commands_.size() >= options_.open_commands)
@@ -128,7 +145,23 @@ class QmpClient::Impl : public std::enable_shared_from_this<Impl> {
 
   // --- reading ---
 
+  /// Once the budget is used up QEMU waits, as soon as its socket is full.
   void read() {
+    const auto now = Clock::now();
+    const auto passed = std::chrono::duration_cast<std::chrono::microseconds>(now - refilled_);
+    refilled_ = now;
+    const auto most = static_cast<std::int64_t>(options_.limits.line_bytes);
+    const auto rate = static_cast<std::int64_t>(options_.bytes_per_second);
+    const std::int64_t seconds = std::min<std::int64_t>(passed.count() / 1'000'000, 3'600);
+    budget_ = std::min(most, budget_ + seconds * rate + passed.count() % 1'000'000 * rate / 1'000'000);
+    if (budget_ > 0) return read_now();
+    pace_.expires_after(std::chrono::milliseconds(1 - budget_ * 1'000 / rate));
+    pace_.async_wait([self = shared_from_this()](const SystemError& error) {
+      if (!error && self->state_ != State::closed) self->read();
+    });
+  }
+
+  void read_now() {
     socket_.async_read_some(asio::buffer(chunk_),
                             [self = shared_from_this()](const SystemError& error, std::size_t size) {
                               self->on_read(error, size);
@@ -138,6 +171,7 @@ class QmpClient::Impl : public std::enable_shared_from_this<Impl> {
   void on_read(const SystemError& error, std::size_t size) {
     if (state_ == State::closed) return;
     if (error) return close(error_of(error));
+    budget_ -= static_cast<std::int64_t>(size);
     decoder_.feed({chunk_.data(), size});
     while (state_ != State::closed) {
       auto message = decoder_.next();
@@ -151,7 +185,7 @@ class QmpClient::Impl : public std::enable_shared_from_this<Impl> {
     if (state_ != State::greeting) return close({ErrorCode::corrupt, "a second greeting"});
     state_ = State::negotiating;
     greeting_ = std::move(greeting);
-    write(qmp_command(kHandshakeId, "qmp_capabilities", {}));
+    write(qmp_command(handshake_id_, "qmp_capabilities", {}));
   }
 
   void on_message(QmpEvent& event) {
@@ -160,7 +194,12 @@ class QmpClient::Impl : public std::enable_shared_from_this<Impl> {
   }
 
   void on_message(QmpReply& reply) {
-    if (state_ == State::negotiating && reply.id == kHandshakeId) return on_negotiated(reply);
+    if (state_ == State::negotiating && reply.id == handshake_id_) return on_negotiated(reply);
+    // QEMU answers the monitor, whoever is connected: what it was still at when a former client left.
+    if (state_ == State::negotiating) {
+      ++late_replies_;
+      return;
+    }
     const auto at = reply.id ? commands_.find(*reply.id) : commands_.end();
     if (at == commands_.end() || at->first >= first_unsent_) return close(unasked(reply));
     const Reply callback = std::move(at->second.reply);
@@ -206,7 +245,14 @@ class QmpClient::Impl : public std::enable_shared_from_this<Impl> {
   void on_written(const SystemError& error) {
     if (state_ == State::closed) return;
     // What QEMU said last is still to be read, and then its end. Nothing more is written.
-    if (error == asio::error::broken_pipe || error == asio::error::connection_reset) return;
+    if (error == asio::error::broken_pipe || error == asio::error::connection_reset) {
+      handshake_.expires_after(options_.command_deadline);
+      handshake_.async_wait([self = shared_from_this()](const SystemError& cancelled) {
+        if (!cancelled && self->state_ != State::closed)
+          self->close({ErrorCode::unavailable, "QEMU reads no more"});
+      });
+      return;
+    }
     if (error) return close(error_of(error));
     writing_.clear();
     write_next();
@@ -253,6 +299,7 @@ class QmpClient::Impl : public std::enable_shared_from_this<Impl> {
     ignored = socket_.close(ignored);
     handshake_.cancel();
     timer_.cancel();
+    pace_.cancel();
   }
 
   /// Never called from a public function.
@@ -260,7 +307,8 @@ class QmpClient::Impl : public std::enable_shared_from_this<Impl> {
     shut();
     const auto commands = std::exchange(commands_, {});
     for (const auto& [id, command] : commands)
-      if (command.reply && !abandoned_) command.reply(core::fail(error));
+      if (command.reply && !abandoned_)
+        command.reply(core::fail(ErrorCode::unavailable, "the connection has ended: " + error.message()));
     if (events_.on_closed && !abandoned_) events_.on_closed(error);
   }
 
@@ -270,14 +318,18 @@ class QmpClient::Impl : public std::enable_shared_from_this<Impl> {
   Socket socket_;
   asio::steady_timer handshake_;
   asio::steady_timer timer_;
+  asio::steady_timer pace_;
+  std::int64_t budget_;  ///< bytes that may be read now
+  Clock::time_point refilled_ = Clock::now();
   bool armed_ = false;
   std::array<char, 16'384> chunk_;
   State state_ = State::greeting;
   bool abandoned_ = false;  ///< its owner has gone
   QmpGreeting greeting_;
+  const std::uint64_t handshake_id_;
   std::map<std::uint64_t, Command> commands_;
-  std::uint64_t next_id_ = kHandshakeId + 1;
-  std::uint64_t first_unsent_ = kHandshakeId + 1;  ///< commands from this id on wait for their turn
+  std::uint64_t next_id_ = handshake_id_ + 1;
+  std::uint64_t first_unsent_ = handshake_id_ + 1;  ///< commands from this id on wait for their turn
   std::size_t unsent_bytes_ = 0;
   std::string writing_;
   std::uint64_t late_replies_ = 0;
@@ -286,6 +338,8 @@ class QmpClient::Impl : public std::enable_shared_from_this<Impl> {
 core::Result<std::unique_ptr<QmpClient>> QmpClient::connect(Options options, Events events) {
   auto fd = connect_to(options.socket);
   if (!fd) return core::fail(fd.error());
+  if (const auto peer = require_peer(fd->get(), options.socket, options.qemu_pid); !peer)
+    return core::fail(peer.error());
   Socket socket(options.executor);
   SystemError error;
   if (socket.assign(asio::local::stream_protocol(), fd->get(), error))

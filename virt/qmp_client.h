@@ -8,6 +8,7 @@
 #include <functional>
 #include <memory>
 #include <nlohmann/json_fwd.hpp>
+#include <optional>
 #include <string>
 
 #include "hostd/core/result.h"
@@ -25,14 +26,16 @@ namespace kvmscope::virt {
 class QmpClient {
  public:
   /// What the command returned, or: resource_exhausted, not sent, see Options. deadline_exceeded; it may be
-  /// carried out all the same. unavailable, corrupt, ...: the connection has ended, on_closed has the same
-  /// error. unsupported: this QEMU has no such command. not_found: no such device. invalid_argument: the
-  /// arguments are no object. system: any other failure; the message says QEMU's reason.
+  /// carried out all the same. unavailable: the connection has ended, on_closed says why; likewise.
+  /// unsupported: this QEMU has no such command. not_found: no such device. invalid_argument: the arguments
+  /// are no object. system: any other failure; the message says QEMU's reason.
   using Reply = std::function<void(core::Result<nlohmann::json>)>;
 
   struct Options {
     boost::asio::any_io_executor executor;
     std::string socket;  ///< path, at most 107 bytes
+    /// Who has to listen there: in the hands of a guest that broke out the path may lead to another's socket.
+    std::int32_t qemu_pid = 0;
     /// From connect() to the end of the negotiation.
     std::chrono::milliseconds handshake_deadline{5'000};
     /// For each command, counted from execute().
@@ -42,14 +45,20 @@ class QmpClient {
     std::size_t open_commands = 64;
     /// Bytes of the commands that wait for their turn to be written.
     std::size_t unsent_bytes = std::size_t{1} << 20;
+    /// What QEMU may say in the long run; beyond it, it is not read for a while. (It may say as much as its
+    /// longest message at once.)
+    std::size_t bytes_per_second = std::size_t{1} << 20;
     QmpLimits limits;
+    /// The negotiation's id; those of the commands follow. Empty: a random one, so that no reply to a former
+    /// client is taken for one to us.
+    std::optional<std::uint64_t> first_id;
   };
 
   /// Each may be empty.
   struct Events {
-    /// Once, before any other: commands are sent from now on.
+    /// Once: commands are sent from now on.
     std::function<void(const QmpGreeting&)> on_ready;
-    /// As they come, in order with the replies.
+    /// As they come, in order with the replies; the first may come before on_ready.
     std::function<void(QmpEvent)> on_event;
     /// Once, after every open command has ended with the same error. unavailable: QEMU closed it, and likely
     /// ended. deadline_exceeded: no greeting, or no end of the negotiation. corrupt: this is no QMP, or a
@@ -57,16 +66,19 @@ class QmpClient {
     std::function<void(core::Error)> on_closed;
   };
 
-  /// not_found, permission_denied. unavailable: nobody listens, or others wait there already.
+  /// not_found. permission_denied: the system's word, or another process listens than qemu_pid. unavailable:
+  /// nobody listens, or others wait there already.
   /// invalid_argument: the path does not fit into a socket's address.
   static core::Result<std::unique_ptr<QmpClient>> connect(Options options, Events events);
   ~QmpClient();
+  QmpClient(const QmpClient&) = delete;
+  QmpClient& operator=(const QmpClient&) = delete;
 
   /// Sent when the negotiation is done. `arguments` is an object or null; what is no UTF-8 in them is
   /// replaced. `reply` must not be empty, and is called exactly once unless this object is destroyed before.
   void execute(const std::string& command, const nlohmann::json& arguments, Reply reply);
 
-  /// Replies that came after their command's deadline, and were dropped.
+  /// Replies that came after their command's deadline, or to a former client, and were dropped.
   std::uint64_t late_replies() const;
 
  private:

@@ -44,15 +44,18 @@ inline bool read_json(const nlohmann::json& from, std::string& to, std::string&)
   return true;
 }
 
-/// Of any type, in place.
+/// An object, in place.
 inline bool read_json(const nlohmann::json& from, const nlohmann::json*& to, std::string&) {
   to = &from;
-  return true;
+  return from.is_object();
 }
+
+/// Of lists: what takes a few bytes on the wire is a large thing here.
+inline constexpr std::size_t kMostItems = 4'096;
 
 template <typename T>
 bool read_json(const nlohmann::json& from, std::vector<T>& to, std::string& wrong) {
-  if (!from.is_array()) return false;
+  if (!from.is_array() || from.size() > kMostItems) return false;
   for (const nlohmann::json& item : from)
     if (!read_json(item, to.emplace_back(), wrong)) return false;
   return true;

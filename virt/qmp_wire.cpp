@@ -31,6 +31,8 @@ static bool read_json(const json& from, QmpFailure& to, std::string& wrong) {
 namespace {
 
 constexpr std::size_t kExcerpt = 100;
+/// Of the buffer, once a long message is over.
+constexpr std::size_t kKeptBytes = 65'536;
 
 core::Error corrupt(std::string_view reason, std::string_view line) {
   return {ErrorCode::corrupt, std::string(reason) + ": " + qmp_excerpt(line)};
@@ -113,7 +115,8 @@ core::Result<QmpMessage> event(json& message, std::string_view line) {
 
 core::Result<QmpMessage> decode(std::string_view line, const QmpLimits& limits) {
   if (const auto reason = objection(line, limits); !reason.empty()) return core::fail(corrupt(reason, line));
-  json message = json::parse(line, nullptr, false);
+  // The parser would pass over a byte order mark.
+  json message = line.starts_with("\xef\xbb\xbf") ? json() : json::parse(line, nullptr, false);
   if (!message.is_object()) return core::fail(corrupt("no JSON object", line));
   const auto has = [&](const char* name) { return message.contains(name) ? 1 : 0; };
   if (has("QMP") + has("return") + has("error") + has("event") != 1)
@@ -138,8 +141,10 @@ std::string qmp_excerpt(std::string_view text) {
 }
 
 void QmpDecoder::feed(std::string_view bytes) {
+  if (broken_) return;
   buffer_.erase(0, begin_);
   searched_ -= std::exchange(begin_, 0);
+  if (buffer_.capacity() > kKeptBytes && buffer_.size() < kKeptBytes) buffer_.shrink_to_fit();
   buffer_ += bytes;
 }
 

@@ -44,7 +44,7 @@ using QmpMessage = std::variant<QmpGreeting, QmpReply, QmpEvent>;
 
 /// What one message may cost, for what speaks there may be a guest that broke out of its VM.
 struct QmpLimits {
-  std::size_t line_bytes = std::size_t{4} << 20;
+  std::size_t line_bytes = std::size_t{10} << 20;  ///< as much as libvirt takes
   /// Levels of arrays and objects: nlohmann's parser is a loop, but its copy, comparison and output recurse.
   /// query-blockstats has a level for each image of a backing chain, of which libvirt allows 200.
   std::size_t depth = 512;

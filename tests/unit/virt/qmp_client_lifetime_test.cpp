@@ -39,7 +39,7 @@ TEST_CASE("destruction in any callback: nobody is called afterwards") {
   PlayedFixture whole;
   converse(whole);
   CHECK(whole.seen == Seen{"f: resource_exhausted", "x: invalid_argument", "ready 7", "event E1", "c = {}",
-                           "event E2", "a: another", "b: corrupt", "d: corrupt", "e: corrupt",
+                           "event E2", "a: another", "b: unavailable", "d: unavailable", "e: unavailable",
                            "closed: corrupt", "g: unavailable"});
   const auto destroyed_at = [](const std::string& at, void (*play)(PlayedFixture&)) {
     CAPTURE(at);

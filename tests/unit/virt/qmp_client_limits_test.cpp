@@ -23,15 +23,17 @@ TEST_CASE_METHOD(PlayedFixture, "who accepts and does not greet, or does not ans
     CHECK(message.starts_with("no greeting"));
   }
   SECTION("no reply") {
-    say(kGreeting);
-    say(event("E"));
-    if (seen.empty()) wait(1);  // else time was over before
-    seen.erase(seen.begin());
-    wait(2);
-    CHECK(message.starts_with("no reply to qmp_capabilities"));
+    // On a slow machine time is over before.
+    if (say(kGreeting) && say(event("E")) && seen.empty()) wait(1);
+    if (!seen.empty() && seen.front() == "event E") {
+      seen.erase(seen.begin());
+      wait(2);
+      CHECK(message.starts_with("no reply to qmp_capabilities"));
+    }
   }
   CHECK(Clock::now() - before >= 50ms);
-  CHECK(told() == Seen{"a: deadline_exceeded", "closed: deadline_exceeded"});
+  wait(2);
+  CHECK(told() == Seen{"a: unavailable", "closed: deadline_exceeded"});
   CHECK(monitor.take().size() <= kNegotiate.size());
   CHECK(monitor.ended());
 }
@@ -41,9 +43,8 @@ TEST_CASE("who is ready in time is not given up later") {
     PlayedFixture run;
     run.options.handshake_deadline = deadline;
     run.start();
-    run.say(kGreeting);
-    run.say(reply(0));
-    if (run.told() != Seen{"ready 7"}) continue;  // this machine is slower than that
+    const bool heard = run.say(kGreeting) && run.say(reply(0));
+    if (!heard || run.told() != Seen{"ready 7"}) continue;  // this machine is slower than that
     run.loop.restart();
     run.loop.run_for(2 * deadline);
     CHECK(run.seen.empty());

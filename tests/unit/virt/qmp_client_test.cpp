@@ -75,7 +75,7 @@ void broken_by(PlayedFixture& run, const std::string& text) {
   run.say(text);
   CHECK(run.monitor.take().empty());
   CHECK(run.monitor.ended());
-  CHECK(run.told() == Seen{"a: corrupt", "b: corrupt", "closed: corrupt"});
+  CHECK(run.told() == Seen{"a: unavailable", "b: unavailable", "closed: corrupt"});
   CHECK(run.message.size() < 200);
   run.execute("c");
   CHECK(run.seen.empty());
@@ -95,8 +95,7 @@ TEST_CASE("what breaks the protocol ends the connection, and every command once"
     broken_by(run, text);
   }
   for (const std::string& text :
-       std::vector<std::string>{kGreeting, reply(1), reply(99), failure(""), "{\"return\": {}}\n",
-                                "{\"return\": {}, \"id\": \"0\"}\n", reply(1) + reply(0)}) {
+       std::vector<std::string>{kGreeting, "{\"return\": {}, \"id\": \"0\"}\n", reply(99) + kGreeting}) {
     PlayedFixture run;
     run.start();
     run.execute("a");
@@ -139,8 +138,57 @@ TEST_CASE_METHOD(PlayedFixture, "a negotiation that is refused") {
   execute("a");
   say(kGreeting);
   say(failure("\"id\": 0, "));
-  CHECK(told() == Seen{"a: unsupported", "closed: unsupported"});
+  CHECK(told() == Seen{"a: unavailable", "closed: unsupported"});
   CHECK(message == "it ? broke");
+}
+
+TEST_CASE_METHOD(PlayedFixture, "replies to a former client come before the negotiation's, and are dropped") {
+  start();
+  execute("a");
+  say(kGreeting);
+  say(reply(1) + reply(99) + failure("") + failure("\"id\": 7, ") + "{\"return\": {}}\n");
+  CHECK(seen.empty());
+  say(reply(0));
+  CHECK(told() == Seen{"ready 7"});
+  CHECK(client->late_replies() == 5);
+  say(reply(1, "5"));
+  CHECK(told() == Seen{"a = 5"});
+}
+
+TEST_CASE_METHOD(PlayedFixture, "another process's socket is not QEMU's") {
+  options.qemu_pid = ::getppid();
+  CHECK(connect().error().code() == core::ErrorCode::permission_denied);
+  CHECK(seen.empty());
+}
+
+TEST_CASE_METHOD(PlayedFixture,
+                 "a QEMU that talks without end is heard as fast as it may talk, and all of it") {
+  options.limits.line_bytes = 100'000;
+  options.bytes_per_second = 400'000;
+  ready();
+  const std::string text = event("E") + std::string();
+  const std::size_t events = 300'000 / text.size();
+  std::string all;
+  for (std::size_t i = 0; i < events; ++i) all += text;
+  const auto before = std::chrono::steady_clock::now();
+  for (std::size_t at = 0; at < all.size();) {
+    const std::string part = all.substr(at, 20'000);
+    REQUIRE(monitor.send(part));
+    at += part.size();
+    wait(at / text.size());
+  }
+  CHECK(seen.size() == events);
+  // The first 100,000 are for nothing, the others take their time.
+  CHECK(std::chrono::steady_clock::now() - before > std::chrono::milliseconds(400));
+}
+
+TEST_CASE_METHOD(PlayedFixture, "a QEMU that reads no more is given up") {
+  options.command_deadline = std::chrono::milliseconds(100);
+  ready();
+  monitor.shut_reading();
+  execute("a");
+  wait(2);
+  CHECK(told() == Seen{"a: deadline_exceeded", "closed: unavailable"});
 }
 
 TEST_CASE("QEMU's end at every byte that it sends") {

@@ -3,10 +3,12 @@
 
 #include <sys/socket.h>
 #include <sys/un.h>
+#include <unistd.h>
 
 #include <algorithm>
 #include <array>
 #include <boost/asio/io_context.hpp>
+#include <cerrno>
 #include <chrono>
 #include <cstring>
 #include <memory>
@@ -50,8 +52,12 @@ class FakeMonitor {
     fd_.reset(::accept4(listener_.get(), nullptr, nullptr, SOCK_CLOEXEC | SOCK_NONBLOCK));
     REQUIRE(fd_);
   }
-  void send(std::string_view text) const {
-    REQUIRE(::send(fd_.get(), text.data(), text.size(), MSG_NOSIGNAL) == static_cast<ssize_t>(text.size()));
+  /// False if nobody is there to read it.
+  bool send(std::string_view text) const {
+    const ssize_t sent = ::send(fd_.get(), text.data(), text.size(), MSG_NOSIGNAL);
+    if (sent < 0 && (errno == EPIPE || errno == ECONNRESET)) return false;
+    REQUIRE(sent == static_cast<ssize_t>(text.size()));
+    return true;
   }
   /// What has come, at most that much.
   std::string take(std::size_t size = std::string::npos) const {
@@ -69,6 +75,7 @@ class FakeMonitor {
     return ::recv(fd_.get(), &byte, 1, MSG_PEEK) == 0;
   }
   void close() { fd_.reset(); }
+  void shut_reading() const { REQUIRE(::shutdown(fd_.get(), SHUT_RD) == 0); }
   void stop_listening() { listener_.reset(); }
 
  private:
@@ -151,8 +158,10 @@ struct QmpFixture {
   // The test says when time is over.
   QmpClient::Options options{.executor = loop.get_executor(),
                              .socket = tree.path("qmp"),
+                             .qemu_pid = ::getpid(),
                              .handshake_deadline = std::chrono::hours(1),
-                             .command_deadline = std::chrono::hours(1)};
+                             .command_deadline = std::chrono::hours(1),
+                             .first_id = 0};
   Seen seen;
   std::string message;   ///< of the last error
   nlohmann::json value;  ///< last returned
@@ -187,9 +196,10 @@ struct PlayedFixture : QmpFixture {
     REQUIRE(connect());
     monitor.accept();
   }
-  void say(const std::string& text) {
-    monitor.send(text);
+  bool say(const std::string& text) {
+    const bool heard = monitor.send(text);
     settle();
+    return heard;
   }
   void negotiate() {
     say(kGreeting);

@@ -45,6 +45,7 @@ class Qemu {
   Qemu(const Qemu&) = delete;
   Qemu& operator=(const Qemu&) = delete;
 
+  pid_t pid() const { return pid_; }
   bool over() {
     if (pid_ > 0 && ::waitpid(pid_, nullptr, WNOHANG) == pid_) pid_ = 0;
     return pid_ <= 0;
@@ -63,6 +64,7 @@ class Qemu {
 struct Fixture : QmpFixture {
   void start(const std::vector<std::string>& arguments) {
     qemu = std::make_unique<Qemu>(options.socket, arguments);
+    options.qemu_pid = qemu->pid();
     const auto until = std::chrono::steady_clock::now() + 60s;
     while (!connect()) {
       REQUIRE_FALSE(qemu->over());
@@ -117,6 +119,7 @@ TEST_CASE_METHOD(Fixture, "a QEMU without a machine") {
   SECTION("further clients") {
     QmpFixture second;
     second.options.socket = options.socket;
+    second.options.qemu_pid = qemu->pid();
     second.options.handshake_deadline = 50ms;
     REQUIRE(second.connect());
     second.wait(1);
@@ -125,17 +128,15 @@ TEST_CASE_METHOD(Fixture, "a QEMU without a machine") {
     QmpFixture third;
     QmpFixture fourth;
     third.options.socket = fourth.options.socket = options.socket;
+    third.options.qemu_pid = fourth.options.qemu_pid = qemu->pid();
     REQUIRE(third.connect());
     const auto refused = fourth.connect();
     REQUIRE_FALSE(refused);
     CHECK(refused.error().code() == core::ErrorCode::unavailable);
     // When the first goes, the next one's turn comes.
     destroy();
-    while (third.seen.empty()) {
-      settle();
-      third.loop.restart();
-      third.loop.run_one_for(100ms);
-    }
+    settle();
+    third.wait(1);
     CHECK(third.told() == Seen{seen.front()});
   }
   SECTION("its end") {

@@ -75,9 +75,18 @@ TEST_CASE("a figure that is missing is none, and one of another type an error") 
     }
   }
   for (const char* text : {"null", "{}", "1", "[1]", "[{}]", "[[]]", R"([{"stats": {}}, {}])",
+                           R"([{"stats": 1}])", R"([{"stats": null}])", R"([{"stats": []}])",
                            R"([{"stats": {}, "qdev": 1}])", R"([{"stats": {}, "node-name": null}])"})
     CHECK_FALSE(error_of(read_blockstats(json::parse(text))).empty());
   CHECK(value_of(read_blockstats(json::array())).empty());
+}
+
+TEST_CASE("a list that is short on the wire and large as what it means is refused") {
+  json devices = json::array();
+  for (std::size_t i = 0; i < 4'096; ++i) devices.push_back({{"stats", json::object()}});
+  CHECK(value_of(read_blockstats(devices)).size() == 4'096);
+  devices.push_back({{"stats", json::object()}});
+  CHECK_FALSE(error_of(read_blockstats(devices)).empty());
 }
 
 TEST_CASE("a histogram has one bin more than boundaries, which ascend") {

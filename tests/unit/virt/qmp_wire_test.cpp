@@ -167,6 +167,7 @@ TEST_CASE("what is no message") {
       "{\"return\": \"\xed\xa0\x80\"}",  // a surrogate
       "{\"return\": \"\\ud83d\"}",       // half a pair
       "\xff{\"return\": {}}",            // the guest agent's sentinel
+      "\xef\xbb\xbf{\"return\": {}}",    // a byte order mark
       std::string("{\"return\": {}}\0", 15),
       std::string("{\"return\": \"\0\"}", 15),
       "{\"execute\": \"stop\"}",
