@@ -25,6 +25,7 @@
 #include "hostd/discovery.h"
 #include "hostd/export_cycle.h"
 #include "hostd/logging.h"
+#include "hostd/qemu_monitors.h"
 #include "hostd/readiness.h"
 #include "hostd/self_metrics.h"
 #include "hostd/slot_keeper.h"
@@ -135,6 +136,8 @@ struct App::Impl {
   void rescan();
   void duty_cycle();
   void look_for_kvm();
+  void open_monitors();
+  void update_monitors();
 
   void export_interval();
   SelfReading read_self();
@@ -153,6 +156,7 @@ struct App::Impl {
   Coverage coverage;
   ExportCycle cycle;
   Discovery discovery;
+  std::optional<QemuMonitors> monitors;
   virt::ConnectionState libvirt_state;
   std::vector<CheckLine> host_checks;
   std::unique_ptr<virt::LibvirtSource> libvirt;
@@ -222,6 +226,35 @@ App::Impl::Impl(Config loaded, std::shared_ptr<boost::asio::io_context> loop,
   };
 }
 
+/// Of the VMs that run, and have a name: another's socket is not looked for.
+void App::Impl::update_monitors() {
+  std::vector<QemuMonitors::Vm> running;
+  for (const tenancy::Epoch* epoch : registry.epochs()) {
+    if (epoch->facts && epoch->end_unix_ns == 0 && registry.by_process(epoch->process) == epoch)
+      running.push_back({epoch->process, epoch->facts->uuid});
+  }
+  monitors->update(running);
+}
+
+void App::Impl::open_monitors() {
+  if (config.qmp.socket.empty()) return;
+  monitors.emplace(QemuMonitors::Options{
+      .executor = io->get_executor(),
+      .socket = config.qmp.socket,
+      .on_event = [this](core::ProcessKey process,
+                         const virt::QmpEvent& event) { cycle.on_qemu_event(process, event); },
+      .on_state =
+          [](const QemuMonitors::Vm& vm, const core::Result<void>& state) {
+            if (state)
+              log_event(LogLevel::info, "QEMU tells its events",
+                        {{"vm", vm.uuid.value}, {"pid", vm.process.tgid}});
+            else
+              log_event(
+                  LogLevel::warn, "QEMU does not tell its events",
+                  {{"vm", vm.uuid.value}, {"pid", vm.process.tgid}, {"error", state.error().message()}});
+          }});
+}
+
 void App::Impl::on_process(const bpf::ProcessEvent& event) {
   using Type = bpf::ProcessEvent::Type;
   switch (event.type) {
@@ -250,6 +283,7 @@ void App::Impl::on_tick() {
   const bool overdue = !scanned && std::chrono::steady_clock::now() - started >= kPoolPatience;
   if (rescan_due && (overdue || tracer->spares() > 0)) rescan();
   if (!ready) tell_ready();
+  if (monitors) update_monitors();
 }
 
 void App::Impl::tell_ready() {
@@ -343,6 +377,7 @@ SelfReading App::Impl::read_self() {
   self.domains_traced = summary.traced;
   for (const auto& [reason, domains] : summary.untraced) self.untraced.push_back({reason, domains});
   self.libvirt_connected = libvirt_state.connected;
+  if (monitors) self.qmp_connected = monitors->connected();
   self.cpu_ns = process_cpu_ns();
   self.resident_bytes = resident_bytes();
   return self;
@@ -421,6 +456,7 @@ void App::Impl::stop(int signal) {
   log_event(LogLevel::info, "stopping", {{"signal", signal}});
   systemd::notify_stopping();
   libvirt.reset();
+  monitors.reset();
   keeper.close_naming();
   export_interval();
   streams.flush(kFlushDeadline, [this](const std::vector<StreamSet::Undelivered>& undelivered) {
@@ -437,6 +473,7 @@ core::Result<std::unique_ptr<App>> App::start(Config config) {
 
   auto impl = std::make_unique<Impl>(std::move(config), std::move(io), std::move(*tracer), std::move(inbox));
   impl->look_at_host();
+  impl->open_monitors();
   if (auto opened = impl->open_control(); !opened) return core::fail(opened.error());
   if (auto opened = impl->open_libvirt(); !opened) return core::fail(opened.error());
   return std::unique_ptr<App>(new App(std::move(impl)));

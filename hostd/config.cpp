@@ -72,6 +72,11 @@ void read_libvirt(Section& root, LibvirtConfig& libvirt) {
   section.duration("call_deadline", libvirt.call_deadline, 100ms, 1min);
 }
 
+void read_qmp(Section& root, QmpConfig& qmp) {
+  Section section(root, "qmp");
+  section.text("socket", qmp.socket, check_qmp_socket);
+}
+
 void read_bpf(Section& root, BpfConfig& bpf) {
   Section section(root, "bpf");
   section.integer("max_slots", bpf.max_slots, 2, 65'536);
@@ -374,6 +379,7 @@ Config read_config(Problems& problems, const YamlNode& document) {
   root.text("state_dir", config.state_dir, check_path);
   read_control(root, config.control);
   read_libvirt(root, config.libvirt);
+  read_qmp(root, config.qmp);
   read_bpf(root, config.bpf);
   read_tenancy(root, config.tenancy, config.bpf.max_slots);
 

@@ -48,6 +48,11 @@ struct LibvirtConfig {
   std::chrono::milliseconds call_deadline{5'000};
 };
 
+/// A monitor of our own in each QEMU.
+struct QmpConfig {
+  std::string socket;  ///< path with `${vm.uuid}`; empty: none
+};
+
 /// The kernel's run-time statistics are on for `length` once in `every`. A length of 0: never.
 struct DutyCycle {
   std::chrono::milliseconds every{60'000};
@@ -93,6 +98,7 @@ struct Config {
   std::string state_dir = "/var/lib/kvmscope";
   ControlConfig control;
   LibvirtConfig libvirt;
+  QmpConfig qmp;
   BpfConfig bpf;
   TenancyConfig tenancy;
   StreamTemplate default_stream;

@@ -265,6 +265,21 @@ std::optional<Complaint> check_socket_path(std::string_view value) {
   return check_path(value);
 }
 
+std::optional<Complaint> check_qmp_socket(std::string_view value) {
+  constexpr const char* kRemedy = "write for example \"/run/kvmscope/qmp/${vm.uuid}.sock\"";
+  if (value.empty()) return std::nullopt;
+  const std::size_t at = value.find(kVmVariable);
+  if (at == std::string_view::npos) return complain("must differ from VM to VM", value, kRemedy);
+  const std::string example =
+      fmt::format("{}{}{}", value.substr(0, at), std::string(36, 'x'), value.substr(at + kVmVariable.size()));
+  if (example.find("${") != std::string::npos)
+    return complain("names an unknown variable, or ${vm.uuid} twice", value, kRemedy);
+  if (example.size() >= sizeof(sockaddr_un::sun_path))
+    return complain("must be at most 107 bytes with a VM's id in it, the kernel's limit for a socket", value,
+                    kRemedy);
+  return check_path(value);
+}
+
 std::optional<Complaint> check_libvirt_uri(std::string_view value) {
   if (value.starts_with("qemu:///") || value.starts_with("qemu+unix:///")) return check_label(value);
   constexpr std::string_view kMessage = "must be this host's own QEMU driver";

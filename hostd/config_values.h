@@ -40,6 +40,8 @@ std::optional<Complaint> check_name(std::string_view value);   ///< a label that
 std::optional<Complaint> check_path(std::string_view value);   ///< absolute, without "..", names a file
 std::optional<Complaint> check_optional_path(std::string_view value);  ///< the same, or empty
 std::optional<Complaint> check_socket_path(std::string_view value);    ///< and short enough for an address
+/// With ${vm.uuid} in it, or empty.
+std::optional<Complaint> check_qmp_socket(std::string_view value);
 std::optional<Complaint> check_libvirt_uri(std::string_view value);
 std::optional<Complaint> check_qemu_name(std::string_view value);
 std::optional<Complaint> check_uuid(std::string_view value);

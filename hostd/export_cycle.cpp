@@ -288,6 +288,18 @@ void ExportCycle::on_process_end(const bpf::ProcessEvent& event) {
   logs_[event.identity.generation].life.push_back(std::move(record));
 }
 
+void ExportCycle::on_qemu_event(core::ProcessKey process, const virt::QmpEvent& event) {
+  const tenancy::Epoch* epoch = registry_.by_process(process);
+  auto made = qemu_event(event, clock_.unix_ns());
+  if (epoch == nullptr || !made) return;
+  PendingLogs& pending = logs_[keeper_.generation(*epoch)];
+  if (pending.qemu.size() < kMaxLogs) {
+    pending.qemu.push_back(std::move(*made));
+  } else {
+    ++pending.lost;
+  }
+}
+
 void ExportCycle::send_logs() {
   if (logs_.empty()) return;
   std::unordered_map<core::Generation, PendingLogs> pending = std::exchange(logs_, {});
@@ -308,6 +320,10 @@ void ExportCycle::send_logs() {
       for (const IoError& error : found.mapped().io_errors) {
         records.push_back(
             io_error_record(error.event, error.unix_ns, device_name(*data, error.event.dev), operators));
+      }
+      for (const QemuEvent& event : found.mapped().qemu) {
+        records.push_back(event.record);
+        if (operators) std::ranges::copy(event.operators, std::back_inserter(records.back().attributes));
       }
       const auto batch = batches.try_emplace(reader, reader, exporters::Signal::logs).first;
       batch->second.add(vm_resource(*epoch, operators), exporters::encode_logs(records), records.size());

@@ -12,11 +12,13 @@
 #include "exporters/otlp.h"
 #include "hostd/config.h"
 #include "hostd/core/clock.h"
+#include "hostd/qemu_event.h"
 #include "hostd/self_metrics.h"
 #include "hostd/slot_keeper.h"
 #include "hostd/stream_set.h"
 #include "hostd/top_tracker.h"
 #include "tenancy/registry.h"
+#include "virt/qmp_wire.h"
 
 namespace kvmscope::hostd {
 
@@ -40,6 +42,8 @@ class ExportCycle {
   /// A QEMU was seen to start, or to end: likewise.
   void on_process_start(const bpf::ProcessEvent& event);
   void on_process_end(const bpf::ProcessEvent& event);
+  /// A QEMU said something of its VM: likewise.
+  void on_qemu_event(core::ProcessKey process, const virt::QmpEvent& event);
 
  private:
   /// How far an ended epoch's last values have come on one stream.
@@ -56,11 +60,12 @@ class ExportCycle {
     bpf::IoErrorEvent event;
     std::uint64_t unix_ns = 0;
   };
-  /// What happened to one VM since it was last sent. Failed requests are bounded, for each VM by itself: none
-  /// pushes out another's.
+  /// What happened to one VM since it was last sent. What its guest can cause is bounded, for each VM by
+  /// itself: none pushes out another's.
   struct PendingLogs {
     std::vector<core::LogRecord> life;
     std::vector<IoError> io_errors;
+    std::vector<QemuEvent> qemu;
     std::uint64_t lost = 0;
   };
   /// How the operator saw a VM while nobody owned it.

@@ -60,6 +60,8 @@ constexpr Instrument kDomains{"kvmscope.coverage.domains", "{domain}",
                               InstrumentType::gauge};
 constexpr Instrument kLibvirt{"kvmscope.libvirt.connected", "1", "1 if libvirt answers",
                               InstrumentType::gauge};
+constexpr Instrument kQmp{"kvmscope.qmp.connected", "{vm}", "VMs whose QEMU tells its events",
+                          InstrumentType::gauge};
 constexpr Instrument kClosedWaiting{"kvmscope.epochs.waiting", "{epoch}",
                                     "Ended VM epochs whose last values are not acknowledged yet",
                                     InstrumentType::gauge};
@@ -102,6 +104,7 @@ constexpr const Instrument* kAll[] = {&kProgramRuns,
                                       &kStreamHealthy,
                                       &kDomains,
                                       &kLibvirt,
+                                      &kQmp,
                                       &kClosedWaiting,
                                       &kClosedLost,
                                       &kEnded,
@@ -219,6 +222,7 @@ std::vector<core::Point> self_points(const SelfReading& reading, std::uint64_t s
     points.add(kDomains, untraced.domains, {{"state", "untraced"}, {"reason", untraced.reason}});
   }
   points.add(kLibvirt, reading.libvirt_connected ? 1 : 0);
+  if (reading.qmp_connected) points.add(kQmp, *reading.qmp_connected);
   points.add(kClosedWaiting, reading.closed_epochs_waiting);
   points.add(kClosedLost, reading.closed_epochs_lost);
   points.add(kEnded, reading.ends.well, {{"end", "well"}});

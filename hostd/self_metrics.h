@@ -3,6 +3,7 @@
 
 #include <cstdint>
 #include <deque>
+#include <optional>
 #include <span>
 #include <string>
 #include <vector>
@@ -45,8 +46,9 @@ struct SelfReading {
   std::uint64_t domains_traced = 0;
   std::vector<Untraced> untraced;
   bool libvirt_connected = false;
-  std::uint64_t closed_epochs_waiting = 0;  ///< their last values are not acknowledged by every stream yet
-  std::uint64_t closed_epochs_lost = 0;     ///< given up because too many waited
+  std::optional<std::uint64_t> qmp_connected;  ///< VMs whose QEMU tells its events; empty: not asked for
+  std::uint64_t closed_epochs_waiting = 0;     ///< their last values are not acknowledged by every stream yet
+  std::uint64_t closed_epochs_lost = 0;        ///< given up because too many waited
   VmEnds ends;
   struct LogsLost {
     std::string tenant;  ///< empty: the operator's

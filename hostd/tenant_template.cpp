@@ -28,6 +28,17 @@ std::string sha256_hex(std::string_view bytes) {
   return hex;
 }
 
+std::string expand(std::string_view text, std::string_view variable, std::string_view word) {
+  std::string out;
+  while (true) {
+    const std::size_t at = text.find(variable);
+    out += text.substr(0, at);
+    if (at == std::string_view::npos) return out;
+    out += word;
+    text.remove_prefix(at + variable.size());
+  }
+}
+
 }  // namespace
 
 std::string escape_tenant(const core::TenantId& tenant) {
@@ -45,15 +56,11 @@ std::string escape_tenant(const core::TenantId& tenant) {
 }
 
 std::string expand_tenant(std::string_view text, const core::TenantId& tenant) {
-  const std::string word = escape_tenant(tenant);
-  std::string out;
-  while (true) {
-    const std::size_t at = text.find(kTenantVariable);
-    out += text.substr(0, at);
-    if (at == std::string_view::npos) return out;
-    out += word;
-    text.remove_prefix(at + kTenantVariable.size());
-  }
+  return expand(text, kTenantVariable, escape_tenant(tenant));
+}
+
+std::string expand_vm(std::string_view text, const core::VmUuid& uuid) {
+  return expand(text, kVmVariable, uuid.value);
 }
 
 }  // namespace kvmscope::hostd

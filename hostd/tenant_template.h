@@ -9,8 +9,9 @@
 
 namespace kvmscope::hostd {
 
-/// What a tenant's id is called in templates.
+/// What a tenant's id is called in templates, and a VM's.
 inline constexpr std::string_view kTenantVariable = "${tenant.id}";
+inline constexpr std::string_view kVmVariable = "${vm.uuid}";
 /// An id's word is never longer, in bytes.
 inline constexpr std::size_t kMaxTenantWord = 128;
 
@@ -22,5 +23,8 @@ std::string escape_tenant(const core::TenantId& tenant);
 
 /// `text` with every `${tenant.id}` replaced by the escaped id.
 std::string expand_tenant(std::string_view text, const core::TenantId& tenant);
+
+/// `text` with every `${vm.uuid}` replaced. libvirt has checked that it is a UUID.
+std::string expand_vm(std::string_view text, const core::VmUuid& uuid);
 
 }  // namespace kvmscope::hostd

@@ -17,6 +17,7 @@ from xml.sax.saxutils import quoteattr, escape
 from .shell import CACHE, SLOWNESS, SOURCE, SYSTEM, CommandFailed, end_process, run, wait_for
 
 _LETTERS = "abcdefghijklmnopqrstuvwxyz"
+_QEMU_XMLNS = "http://libvirt.org/schemas/domain/qemu/1.0"
 OWN_URI = "https://kvmscope.dev/xmlns/vm/1.0"
 
 
@@ -205,6 +206,7 @@ class Domain:
     partition: str = ""
     topology: str = ""  # of the processor, XML
     devices: str = ""  # more of them, XML
+    arguments: tuple = ()  # QEMU's own
     uuid: str = field(default_factory=lambda: str(uuids.uuid4()))
 
     def __post_init__(self):
@@ -221,6 +223,8 @@ class Domain:
         disks = "".join(disk.xml() for disk in self.disks)
         metadata = f"<metadata>{self.metadata.xml()}</metadata>" if self.metadata else ""
         resource = f"<resource><partition>{self.partition}</partition></resource>" if self.partition else ""
+        words = "".join(f"<qemu:arg value={quoteattr(word)}/>" for word in self.arguments)
+        arguments = f"<qemu:commandline xmlns:qemu='{_QEMU_XMLNS}'>{words}</qemu:commandline>" if words else ""
         return f"""<domain type='{'kvm' if SYSTEM else 'qemu'}'><name>{escape(self.name)}</name><uuid>{self.uuid}</uuid>{metadata}
 <memory unit='MiB'>{self.memory_mib}</memory><vcpu current='{self.vcpus}'>{max(self.vcpus, self.max_vcpus)}</vcpu>{resource}
 <os><type arch='x86_64' machine='pc'>hvm</type><kernel>{guest}/vmlinuz</kernel><initrd>{guest}/initrd</initrd>
@@ -230,7 +234,7 @@ class Domain:
 <controller type='usb' model='none'/><memballoon model='none'/>
 <serial type='null'><target port='0'/></serial>
 <serial type='unix'><source mode='bind' path='{self._socket_path}'/><target port='1'/></serial>
-{self.devices}</devices></domain>"""
+{self.devices}</devices>{arguments}</domain>"""
 
     def start(self, wait=True, paused=False):
         began = time.monotonic()
