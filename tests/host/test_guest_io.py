@@ -29,6 +29,8 @@ class NetworkDisk:
         self.socket = bed.folder / "nbd.sock"
         run("nbdkit", "-U", self.socket, "-P", bed.folder / "nbd.pid", "--filter=delay", "memory", "16M", "rdelay=20ms")
         bed.push(lambda: run("kill", (bed.folder / "nbd.pid").read_text().strip(), check=False))
+        wait_for("nbdkit", self.socket.exists)
+        self.socket.chmod(0o666)  # QEMU's user is another
 
     def xml(self):
         return (f"<disk type='network' device='disk'><driver name='qemu' type='raw' cache='none'/>"
