@@ -226,11 +226,12 @@ App::Impl::Impl(Config loaded, std::shared_ptr<boost::asio::io_context> loop,
   };
 }
 
-/// Of the VMs that run, and have a name: another's socket is not looked for.
+/// Of the VMs that run, have a name and are traced.
 void App::Impl::update_monitors() {
   std::vector<QemuMonitors::Vm> running;
   for (const tenancy::Epoch* epoch : registry.epochs()) {
-    if (epoch->facts && epoch->end_unix_ns == 0 && registry.by_process(epoch->process) == epoch)
+    if (epoch->facts && epoch->end_unix_ns == 0 && epoch->state != tenancy::EpochState::over_quota &&
+        registry.by_process(epoch->process) == epoch)
       running.push_back({epoch->process, epoch->facts->uuid});
   }
   monitors->update(running);

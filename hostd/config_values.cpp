@@ -266,7 +266,7 @@ std::optional<Complaint> check_socket_path(std::string_view value) {
 }
 
 std::optional<Complaint> check_qmp_socket(std::string_view value) {
-  constexpr const char* kRemedy = "write for example \"/run/kvmscope/qmp/${vm.uuid}.sock\"";
+  constexpr const char* kRemedy = "write for example \"/run/kvmscope-qmp/${vm.uuid}.sock\"";
   if (value.empty()) return std::nullopt;
   const std::size_t at = value.find(kVmVariable);
   if (at == std::string_view::npos) return complain("must differ from VM to VM", value, kRemedy);
@@ -274,6 +274,7 @@ std::optional<Complaint> check_qmp_socket(std::string_view value) {
       fmt::format("{}{}{}", value.substr(0, at), std::string(36, 'x'), value.substr(at + kVmVariable.size()));
   if (example.find("${") != std::string::npos)
     return complain("names an unknown variable, or ${vm.uuid} twice", value, kRemedy);
+  if (value.ends_with('/')) return complain("names a folder", value, kRemedy);
   if (example.size() >= sizeof(sockaddr_un::sun_path))
     return complain("must be at most 107 bytes with a VM's id in it, the kernel's limit for a socket", value,
                     kRemedy);

@@ -290,9 +290,18 @@ void ExportCycle::on_process_end(const bpf::ProcessEvent& event) {
 
 void ExportCycle::on_qemu_event(core::ProcessKey process, const virt::QmpEvent& event) {
   const tenancy::Epoch* epoch = registry_.by_process(process);
-  auto made = qemu_event(event, clock_.unix_ns());
-  if (epoch == nullptr || !made) return;
-  PendingLogs& pending = logs_[keeper_.generation(*epoch)];
+  if (epoch == nullptr) return;
+  auto made = qemu_event(event, epoch->start_unix_ns, clock_.unix_ns());
+  if (!made) return;
+  const core::Generation generation = keeper_.generation(*epoch);
+  const core::TenantId& reader = epoch->tenant.value.empty() ? kOperator : epoch->tenant;
+  // What was said while it was the former owner's is not for this one; beyond its quota a VM has no records.
+  const bool earlier = !epoch->first_of_process && event.unix_ns.value_or(0) < epoch->start_unix_ns;
+  if (earlier || generation.value == 0) {
+    ++logs_lost_[reader];
+    return;
+  }
+  PendingLogs& pending = logs_[generation];
   if (pending.qemu.size() < kMaxLogs) {
     pending.qemu.push_back(std::move(*made));
   } else {

@@ -6,6 +6,7 @@
 #include <nlohmann/json.hpp>
 #include <string>
 #include <string_view>
+#include <variant>
 
 namespace kvmscope::hostd {
 namespace {
@@ -44,13 +45,13 @@ constexpr auto kRows = std::to_array<Row>({
 struct Member {
   const char* name;      ///< in QEMU's data
   std::string_view key;  ///< ours
-  bool tenants;          ///< says nothing of the host
+  bool tenants;          ///< a word of its own kind, not of the host
 };
 
 constexpr auto kMembers = std::to_array<Member>({
     {"action", "qemu.action", true},
     {"guest", "qemu.guest", true},
-    {"nospace", "qemu.nospace", true},
+    {"nospace", "qemu.nospace", false},
     {"operation", "qemu.operation", true},
     {"reason", "qemu.reason", true},
     {"recipient", "qemu.recipient", true},
@@ -69,14 +70,23 @@ std::optional<core::Attribute> attribute(std::string_view key, const nlohmann::j
   return core::Attribute{key, virt::qmp_excerpt(value.get_ref<const std::string&>())};
 }
 
+bool is_word(const core::Attribute& attribute) {
+  const auto* text = std::get_if<std::string>(&attribute.value);
+  return text == nullptr || std::ranges::all_of(*text, [](char c) {
+           return (c >= 'a' && c <= 'z') || (c >= '0' && c <= '9') || c == '-' || c == '_';
+         });
+}
+
 }  // namespace
 
-std::optional<QemuEvent> qemu_event(const virt::QmpEvent& event, std::uint64_t now_unix_ns) {
+std::optional<QemuEvent> qemu_event(const virt::QmpEvent& event, std::uint64_t start_unix_ns,
+                                    std::uint64_t now_unix_ns) {
   const auto row = std::ranges::find(kRows, event.name, &Row::name);
   if (row == kRows.end()) return std::nullopt;
   QemuEvent out{.record = {.event_name = row->record,
                            .severity = row->severity,
-                           .time_unix_ns = event.unix_ns.value_or(now_unix_ns),
+                           .time_unix_ns = std::clamp(event.unix_ns.value_or(now_unix_ns),
+                                                      std::min(start_unix_ns, now_unix_ns), now_unix_ns),
                            .body = row->body,
                            .attributes = {}},
                 .operators = {}};
@@ -84,7 +94,7 @@ std::optional<QemuEvent> qemu_event(const virt::QmpEvent& event, std::uint64_t n
     const auto value = event.data.find(member.name);
     if (value == event.data.end()) continue;
     if (auto made = attribute(member.key, *value))
-      (member.tenants ? out.record.attributes : out.operators).push_back(std::move(*made));
+      (member.tenants && is_word(*made) ? out.record.attributes : out.operators).push_back(std::move(*made));
   }
   return out;
 }

@@ -16,8 +16,10 @@ struct QemuEvent {
   std::vector<core::Attribute> operators;  ///< what the operator is told beside that
 };
 
-/// Nothing for an event that is nobody's concern outside of QEMU and libvirt. Text is what QEMU says, and so
-/// may be a guest's that broke out of it: cut, and without what is not printable. Pure.
-std::optional<QemuEvent> qemu_event(const virt::QmpEvent& event, std::uint64_t now_unix_ns);
+/// Nothing for an event that is nobody's concern outside of QEMU and libvirt. What QEMU says may be a guest's
+/// that broke out of it: a tenant gets single words alone, the operator cut text without what is not
+/// printable, and both a time between these. Pure.
+std::optional<QemuEvent> qemu_event(const virt::QmpEvent& event, std::uint64_t start_unix_ns,
+                                    std::uint64_t now_unix_ns);
 
 }  // namespace kvmscope::hostd

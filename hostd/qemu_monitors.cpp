@@ -26,11 +26,15 @@ void QemuMonitors::connect(Monitor& monitor) {
   auto client = virt::QmpClient::connect(
       {.executor = options_.executor,
        .socket = expand_vm(options_.socket, monitor.vm.uuid),
-       .qemu_pid = static_cast<std::int32_t>(process.tgid)},
+       .qemu_pid = static_cast<std::int32_t>(process.tgid),
+       // Of what it may say only events are wanted, which are short.
+       .bytes_per_second = 65'536,
+       .bytes_at_once = 1'048'576,
+       .limits = {.line_bytes = 65'536, .depth = 32, .values = 4'096}},
       {.on_ready =
            [this, here](const virt::QmpGreeting&) {
              here->ready = true;
-             here->backoff = {};
+             here->ready_at = Clock::now();
              say(*here, {});
            },
        .on_event = [this, process](const virt::QmpEvent& event) { options_.on_event(process, event); },
@@ -41,7 +45,8 @@ void QemuMonitors::connect(Monitor& monitor) {
 
 void QemuMonitors::failed(Monitor& monitor, const core::Error& error) {
   monitor.client.reset();
-  monitor.ready = false;
+  if (std::exchange(monitor.ready, false) && Clock::now() - monitor.ready_at >= options_.retry_max)
+    monitor.backoff = {};
   monitor.backoff = std::clamp(monitor.backoff * 2, options_.retry_min, options_.retry_max);
   monitor.next_try = Clock::now() + monitor.backoff;
   say(monitor, core::fail(error));

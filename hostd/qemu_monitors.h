@@ -28,7 +28,8 @@ class QemuMonitors {
     boost::asio::any_io_executor executor;
     std::string socket;  ///< path with `${vm.uuid}`
     std::function<void(core::ProcessKey, const virt::QmpEvent&)> on_event;
-    /// Said once as long as nothing changes: it is connected (no error), or why it is not.
+    /// Said once as long as nothing changes: it is connected (no error), or why it is not. Who breaks off
+    /// again and again is tried no more often than who is not there.
     std::function<void(const Vm&, const core::Result<void>&)> on_state;
     std::chrono::milliseconds retry_min{1'000};
     std::chrono::milliseconds retry_max{60'000};
@@ -48,6 +49,7 @@ class QemuMonitors {
     std::unique_ptr<virt::QmpClient> client;
     bool ready = false;
     Clock::time_point next_try;
+    Clock::time_point ready_at;
     std::chrono::milliseconds backoff{0};
     std::string said;
   };

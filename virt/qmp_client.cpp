@@ -1,7 +1,9 @@
 // SPDX-License-Identifier: Apache-2.0
 #include "virt/qmp_client.h"
 
+#include <fcntl.h>
 #include <sys/socket.h>
+#include <sys/stat.h>
 #include <sys/un.h>
 
 #include <algorithm>
@@ -51,13 +53,19 @@ core::Result<void> require_peer(int fd, const std::string& path, std::int32_t pi
 }
 
 /// By hand: a full backlog is EAGAIN, and no connection will follow; Asio waits for it, and takes the socket
-/// for connected then. It is what a third client of a QEMU gets, which listens with a backlog of 1.
+/// for connected then. It is what a third client of a QEMU gets, which listens with a backlog of 1. By way of
+/// a descriptor: what stands at the path's end may be a link, to another's socket or to a file system that
+/// hangs.
 core::Result<core::UniqueFd> connect_to(const std::string& path) {
+  const core::UniqueFd file(::open(path.c_str(), O_PATH | O_NOFOLLOW | O_CLOEXEC));
+  if (!file) return core::fail(core::Error::from_errno(path));
+  struct stat status{};
+  if (::fstat(file.get(), &status) != 0) return core::fail(core::Error::from_errno(path));
+  if (!S_ISSOCK(status.st_mode)) return core::fail(ErrorCode::invalid_argument, path + " is no socket");
   sockaddr_un address{};
   address.sun_family = AF_UNIX;
-  if (path.empty() || path.size() >= sizeof(address.sun_path))
-    return core::fail(ErrorCode::invalid_argument, "'" + path + "' is no path for a socket");
-  std::memcpy(address.sun_path, path.data(), path.size());
+  const std::string there = "/proc/self/fd/" + std::to_string(file.get());
+  std::memcpy(address.sun_path, there.data(), there.size());
   core::UniqueFd fd(::socket(AF_UNIX, SOCK_STREAM | SOCK_CLOEXEC | SOCK_NONBLOCK, 0));
   if (!fd) return core::fail(core::Error::from_errno("socket"));
   if (::connect(fd.get(), reinterpret_cast<const sockaddr*>(&address), sizeof(address)) == 0) return fd;
@@ -93,8 +101,7 @@ class QmpClient::Impl : public std::enable_shared_from_this<Impl> {
         socket_(std::move(socket)),
         handshake_(options_.executor),
         timer_(options_.executor),
-        pace_(options_.executor),
-        budget_(static_cast<std::int64_t>(options_.limits.line_bytes)),
+        budget_(options_.bytes_at_once),
         handshake_id_(options_.first_id.value_or(random_id())) {}
 
   void start() {
@@ -145,33 +152,28 @@ class QmpClient::Impl : public std::enable_shared_from_this<Impl> {
 
   // --- reading ---
 
-  /// Once the budget is used up QEMU waits, as soon as its socket is full.
   void read() {
-    const auto now = Clock::now();
-    const auto passed = std::chrono::duration_cast<std::chrono::microseconds>(now - refilled_);
-    refilled_ = now;
-    const auto most = static_cast<std::int64_t>(options_.limits.line_bytes);
-    const auto rate = static_cast<std::int64_t>(options_.bytes_per_second);
-    const std::int64_t seconds = std::min<std::int64_t>(passed.count() / 1'000'000, 3'600);
-    budget_ = std::min(most, budget_ + seconds * rate + passed.count() % 1'000'000 * rate / 1'000'000);
-    if (budget_ > 0) return read_now();
-    pace_.expires_after(std::chrono::milliseconds(1 - budget_ * 1'000 / rate));
-    pace_.async_wait([self = shared_from_this()](const SystemError& error) {
-      if (!error && self->state_ != State::closed) self->read();
-    });
-  }
-
-  void read_now() {
     socket_.async_read_some(asio::buffer(chunk_),
                             [self = shared_from_this()](const SystemError& error, std::size_t size) {
                               self->on_read(error, size);
                             });
   }
 
+  bool afford(std::size_t size) {
+    const auto passed = std::chrono::duration_cast<std::chrono::milliseconds>(Clock::now() - refilled_);
+    refilled_ += passed;
+    const auto ms = std::min<std::uint64_t>(static_cast<std::uint64_t>(passed.count()), 3'600'000);
+    budget_ =
+        std::min<std::uint64_t>(budget_ + ms * options_.bytes_per_second / 1'000, options_.bytes_at_once);
+    if (size > budget_) return false;
+    budget_ -= size;
+    return true;
+  }
+
   void on_read(const SystemError& error, std::size_t size) {
     if (state_ == State::closed) return;
     if (error) return close(error_of(error));
-    budget_ -= static_cast<std::int64_t>(size);
+    if (!afford(size)) return close({ErrorCode::resource_exhausted, "QEMU says more than it may"});
     decoder_.feed({chunk_.data(), size});
     while (state_ != State::closed) {
       auto message = decoder_.next();
@@ -299,7 +301,6 @@ class QmpClient::Impl : public std::enable_shared_from_this<Impl> {
     ignored = socket_.close(ignored);
     handshake_.cancel();
     timer_.cancel();
-    pace_.cancel();
   }
 
   /// Never called from a public function.
@@ -318,8 +319,7 @@ class QmpClient::Impl : public std::enable_shared_from_this<Impl> {
   Socket socket_;
   asio::steady_timer handshake_;
   asio::steady_timer timer_;
-  asio::steady_timer pace_;
-  std::int64_t budget_;  ///< bytes that may be read now
+  std::uint64_t budget_;  ///< bytes that QEMU may say now
   Clock::time_point refilled_ = Clock::now();
   bool armed_ = false;
   std::array<char, 16'384> chunk_;

@@ -33,7 +33,7 @@ class QmpClient {
 
   struct Options {
     boost::asio::any_io_executor executor;
-    std::string socket;  ///< path, at most 107 bytes
+    std::string socket;  ///< path
     /// Who has to listen there: in the hands of a guest that broke out the path may lead to another's socket.
     std::int32_t qemu_pid = 0;
     /// From connect() to the end of the negotiation.
@@ -45,9 +45,10 @@ class QmpClient {
     std::size_t open_commands = 64;
     /// Bytes of the commands that wait for their turn to be written.
     std::size_t unsent_bytes = std::size_t{1} << 20;
-    /// What QEMU may say in the long run; beyond it, it is not read for a while. (It may say as much as its
-    /// longest message at once.)
+    /// What QEMU may say in the long run, and at once beside that; beyond it the connection ends. (Left
+    /// unread, it would be kept in QEMU's memory without bound.)
     std::size_t bytes_per_second = std::size_t{1} << 20;
+    std::size_t bytes_at_once = std::size_t{16} << 20;
     QmpLimits limits;
     /// The negotiation's id; those of the commands follow. Empty: a random one, so that no reply to a former
     /// client is taken for one to us.
@@ -62,13 +63,14 @@ class QmpClient {
     std::function<void(QmpEvent)> on_event;
     /// Once, after every open command has ended with the same error. unavailable: QEMU closed it, and likely
     /// ended. deadline_exceeded: no greeting, or no end of the negotiation. corrupt: this is no QMP, or a
-    /// reply is to none of our commands. unsupported: QEMU refused the negotiation.
+    /// reply is to none of our commands. unsupported: QEMU refused the negotiation. resource_exhausted: it
+    /// says more than it may.
     std::function<void(core::Error)> on_closed;
   };
 
-  /// not_found. permission_denied: the system's word, or another process listens than qemu_pid. unavailable:
-  /// nobody listens, or others wait there already.
-  /// invalid_argument: the path does not fit into a socket's address.
+  /// not_found. invalid_argument: no path, or of no socket (a symbolic link is none). permission_denied: the
+  /// system's word, or another process listens than qemu_pid. unavailable: nobody listens, or others wait
+  /// there already.
   static core::Result<std::unique_ptr<QmpClient>> connect(Options options, Events events);
   ~QmpClient();
   QmpClient(const QmpClient&) = delete;

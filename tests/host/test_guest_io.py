@@ -97,9 +97,16 @@ def busy(libvirt, guest):
     os.kill(pid, signal.SIGSTOP)
     job = subprocess.Popen(["virsh", "-q", "-c", libvirt.uri, "domblkstat", guest.name, "vda"], stdin=subprocess.DEVNULL,
                            stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL)
+
+    def names_alone():
+        try:
+            said = run("virsh", "-q", "-c", libvirt.uri, "domstats", "--block", "--nowait", guest.name, timeout=3)
+        except subprocess.TimeoutExpired:  # this one got the job
+            return False
+        return "block.0.name" in said and "rd.reqs" not in said
+
     try:
-        wait_for("a job on the domain", lambda: "block.0.name" in (said := run(
-            "virsh", "-q", "-c", libvirt.uri, "domstats", "--block", "--nowait", guest.name)) and "rd.reqs" not in said)
+        wait_for("a job on the domain", names_alone)
         yield
     finally:
         os.kill(pid, signal.SIGCONT)

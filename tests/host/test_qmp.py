@@ -1,8 +1,11 @@
 # SPDX-License-Identifier: Apache-2.0
 """What QEMU says of a VM arrives as log records, by a monitor of our own."""
 
+import os
 import socket
 import time
+
+import pytest
 
 from bed.libvirt import Disk, Domain, Nova
 from bed.otlp import attributes, export_of, settled
@@ -59,7 +62,7 @@ def test_events_are_records_of_their_owner(bed, libvirt, start_hostd):
     operators = export_of(daemon.operator_path())
     assert [event for event, _ in said(operators, a)] == ["stop", "resume", "block_io_error", "block_io_error"]
     error = said(operators, a)[2][1]
-    assert error["qemu.operation"] == "write" and error["qemu.node.name"]
+    assert error["qemu.operation"] == "write" and error["qemu.node.name"] and error["qemu.reason"] == "Input/output error"
     assert said(operators, b)[2][1] == {"qemu.guest": False, "qemu.reason": "host-qmp-system-reset"}
     assert not said(operators, plain)
     for guest, tenant in ((a, "tenant-a"), (b, "tenant-b")):
@@ -91,12 +94,17 @@ def test_a_monitor_that_others_have_is_ours_when_they_leave_and_a_later_daemons_
     assert later.stop() == 0
 
 
-def test_a_socket_that_leads_to_another_is_refused(bed, libvirt, start_hostd):
-    a, b = boot(bed, libvirt, "qmp-thief", "tenant-a"), boot(bed, libvirt, "qmp-robbed", "tenant-b")
+@pytest.mark.parametrize("how", ["symbolic", "hard"])
+def test_a_socket_that_leads_to_another_is_refused(bed, libvirt, start_hostd, how):
+    a, b = boot(bed, libvirt, f"qmp-thief-{how}", "tenant-a"), boot(bed, libvirt, f"qmp-robbed-{how}", "tenant-b")
     a.monitor.unlink()
-    a.monitor.symlink_to(b.monitor)
+    if how == "symbolic":
+        a.monitor.symlink_to(b.monitor)
+    else:
+        os.link(b.monitor, a.monitor)
     daemon = start_hostd(config(bed))
-    wait_for("the refusal", lambda: "listens there, not QEMU" in daemon.log())
+    why = "is no socket" if how == "symbolic" else "listens there, not QEMU"
+    wait_for("the refusal", lambda: why in daemon.log())
     connected(daemon, 1)
     libvirt.virsh("suspend", b.name)
     libvirt.virsh("resume", b.name)

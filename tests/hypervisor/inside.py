@@ -18,7 +18,7 @@ RESULTS = Path("/srv/results")
 SLOWNESS = 12
 # The tests' disks: kernels load these on first use of a device that only appears with them.
 MODULES = ("loop", "zram", "null_blk nr_devices=0")
-# Tests compare with what a device has counted: udev, which reads every new one and every one that was written to, must not.
+# Tests compare with what a loop device (or any but dm) has counted: udev, which reads every new one, must not.
 UNREAD = Path("/run/udev/rules.d/00-kvmscope-tests.rules")
 
 

@@ -1,6 +1,7 @@
 // SPDX-License-Identifier: Apache-2.0
 #pragma once
 
+#include <poll.h>
 #include <sys/socket.h>
 #include <sys/un.h>
 #include <unistd.h>
@@ -68,6 +69,11 @@ class FakeMonitor {
       if (got > 0) text.append(chunk.data(), static_cast<std::size_t>(got));
     }
     return text;
+  }
+  /// A client is there that was not accepted.
+  bool waiting() const {
+    pollfd listener{listener_.get(), POLLIN, 0};
+    return ::poll(&listener, 1, 0) == 1;
   }
   /// The client has closed, and nothing of it is left to be read.
   bool ended() const {
