@@ -180,7 +180,7 @@ constexpr Instrument kGuestTime{
 constexpr Instrument kUnobserved{
     .name = "kvmscope.vm.disk.unobserved.time",
     .unit = "s",
-    .description = "Time before now, or before the VM's end, that QEMU's own counts do not cover",
+    .description = "Time of the epoch, up to now or to the VM's end, that QEMU's own counts do not cover",
     .type = InstrumentType::gauge,
 };
 

@@ -219,15 +219,15 @@ KV_INLINE bool is_sniffed(const struct sk_buff* skb) {
   return BPF_CORE_READ_BITFIELD_PROBED(skb, pkt_type) == PACKET_OUTGOING;
 }
 
-/* The packet says that it came in through the tap (__netif_receive_skb_core). Before, the VM's own thread has
- * it, which never has one to its own guest in hand but when the tap's ring is full. */
+/* The packet says that it came in through the tap (__netif_receive_skb_core). Before it can say so the VM's
+ * own thread drops it for these reasons alone (tun_get_user); what it drops of the tap's queue has others. */
 KV_INLINE __u32 direction_of(const struct sk_buff* skb, const struct net_device* dev, __u64 owner,
                              __u32 drop) {
   __u32 tgid = bpf_get_current_pid_tgid() >> 32;
   struct kv_identity at_work = {}, id = kv_nic_identity(owner);
 
   if (skb->skb_iif) return skb->skb_iif == dev->ifindex ? KV_TRANSMIT : KV_RECEIVE;
-  if (drop == KV_DROP_RING_FULL || drop == KV_DROP_QDISC || !is_vm(tgid)) return KV_RECEIVE;
+  if ((drop != KV_DROP_DOWN && drop != KV_DROP_MEMORY) || !is_vm(tgid)) return KV_RECEIVE;
   resolve_current(tgid, &at_work);
   return at_work.slot == id.slot && at_work.generation == id.generation ? KV_TRANSMIT : KV_RECEIVE;
 }

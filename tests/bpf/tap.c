@@ -6,6 +6,7 @@
 //                              gso PAYLOAD SEGMENT   one TCP packet that is still to be cut into segments
 //                              take COUNT            frames from the host
 //                              down                  the interface
+//                              close                 the tap, with what is in its queue
 //                              listen                to all that passes it, with room for hardly any
 //                              stats                 rx_packets rx_bytes tx_packets tx_bytes tx_dropped
 //                              index                 netns ifindex
@@ -147,6 +148,8 @@ static int serve(const char* name, const char* fifo, const char* answers) {
       failed = set_up(name, 0);
     } else if (!strcmp(line, "listen\n")) {
       failed = listen_in(name);
+    } else if (!strcmp(line, "close\n")) {
+      failed = close(tap);
     } else if (!strcmp(line, "stats\n")) {
       say_stats(said, name);
       continue;
