@@ -1,7 +1,8 @@
 #!/usr/bin/python3
 # SPDX-License-Identifier: Apache-2.0
-"""inside.py SUITE|TIER...: the hypervisor VM's side. Runs those suites of suites.txt one after the other and leaves in
-/srv/results, for each: SUITE.log, SUITE.xml where pytest writes one, SUITE/ with what the daemons exported, SUITE.status.
+"""inside.py [ROUNDS] SUITE|TIER...: the hypervisor VM's side. Runs those suites of suites.txt one after the other and
+leaves in /srv/results, for each: SUITE.log, SUITE.xml where pytest writes one, SUITE/ with what the daemons exported,
+SUITE.status. In the second round and later ones SUITE is SUITE.2, SUITE.3, ...
 """
 
 import os
@@ -23,7 +24,8 @@ UNREAD = Path("/run/udev/rules.d/00-kvmscope-tests.rules")
 
 
 def suites(wanted):
-    """[(name, seconds, [command ...])] of the suites and tiers that are wanted, in the table's order."""
+    """[(name, seconds, [command ...])] of the suites and tiers that are wanted, in the table's order, each round of them."""
+    rounds, wanted = (int(wanted[0]), wanted[1:]) if wanted[0].isdigit() else (1, wanted)
     found, unknown = [], set(wanted)
     for line in (HERE / "suites.txt").read_text(encoding="utf-8").splitlines():
         if line and not line.startswith("#"):
@@ -33,7 +35,7 @@ def suites(wanted):
             unknown -= {tier, name}
     if unknown:
         raise SystemExit(f"not in {HERE / 'suites.txt'}: {' '.join(sorted(unknown))}")
-    return found
+    return [(name if number == 1 else f"{name}.{number}", *rest) for number in range(1, rounds + 1) for name, *rest in found]
 
 
 def run(name, seconds, command):

@@ -2,8 +2,9 @@
 # SPDX-License-Identifier: Apache-2.0
 """The hypervisor VM as tests of CTest.
 
-run.py boot KERNEL RESULTS SUITE|TIER...   boots it on that kernel, runs these inside, fails only if that does not work
-run.py verdict RESULTS SUITE               fails, with its log, if a suite failed in there or did not run
+run.py boot KERNEL RESULTS [ROUNDS] SUITE|TIER...   boots it on that kernel, runs these inside so many times, fails only
+                                                    if that does not work
+run.py verdict RESULTS SUITE                        fails, with its log, if a suite failed in there or did not run
 """
 
 import os

@@ -83,6 +83,7 @@ class Table(unittest.TestCase):
         self.assertIn("exits", names)
         self.assertNotIn("bench", names)
         self.assertEqual([name for name, _, _ in suites(["vmx", "mapping"])], ["mapping", "vmx"])
+        self.assertEqual([name for name, _, _ in suites(["2", "vmx", "mapping"])], ["mapping", "vmx", "mapping.2", "vmx.2"])
         with self.assertRaisesRegex(SystemExit, "no-such"):
             suites(["mapping", "no-such"])
 
