@@ -20,7 +20,8 @@ KV_INLINE struct kv_counter* counter_cell(struct kv_identity id, __u32 kind, __u
   return bpf_map_lookup_elem(inner, &index);
 }
 
-/* Global, so that the verifier goes through its many paths once and not at each place that uses it. */
+/* Functions with loops or many paths are global where their arguments allow it: the verifier goes through
+ * them once and not at each place that uses them. */
 __noinline __u32 bucket_of(__u64 ns) {
   return kv_bucket(ns);
 }
@@ -185,8 +186,8 @@ KV_INLINE __u32 number_of(__u64* keys, __u32 most, __u64 key, bool claim) {
   return claim ? most : most + 1;
 }
 
-KV_INLINE __u32 disk_number(struct kv_slot_info* info, __u64 key, bool claim) {
-  return number_of(info->disk_keys, KV_MAX_DISKS, key, claim);
+__noinline __u32 disk_number(struct kv_slot_info* info, __u64 key, bool claim) {
+  return info ? number_of(info->disk_keys, KV_MAX_DISKS, key, claim) : NO_DISK;
 }
 
 extern const void iomap_dio_bio_end_io __ksym __weak;

@@ -163,18 +163,19 @@ static __noinline __attribute__((unused)) void begin_thread(struct task_struct* 
   begin_time(task, kept);
 }
 
-KV_INLINE void take_counter(struct kv_identity id, __u32 kind, __u32 dev, __u32 sub,
+__noinline int take_counter(struct kv_identity* id, __u32 kind, __u32 dev, __u32 sub,
                             struct kv_counter* from) {
-  if (!*(volatile __u64*)&from->count && !*(volatile __u64*)&from->sum) return;
+  if (!id || !from || (!*(volatile __u64*)&from->count && !*(volatile __u64*)&from->sum)) return 0;
   __u64 count = __sync_lock_test_and_set(&from->count, 0);
   __u64 sum = __sync_lock_test_and_set(&from->sum, 0);
-  struct kv_counter* cell = counter_cell(id, kind, dev, sub);
+  struct kv_counter* cell = counter_cell(*id, kind, dev, sub);
   if (!cell) {
     count_stat(KV_STAT_LATE);
-    return;
+    return 0;
   }
   __sync_fetch_and_add(&cell->count, count);
   __sync_fetch_and_add(&cell->sum, sum);
+  return 0;
 }
 
 /* What a vCPU has done since it was last counted, at each reading and before its owner changes. */
@@ -183,8 +184,8 @@ static __noinline void count_exits(struct task_struct* task, struct kv_task* kep
 
   if (!vcpu || !kept->id.generation) return;
   for (__u32 exit = 0; exit < KV_EXITS; exit++)
-    take_counter(kept->id, KV_VCPU_EXITS, kept->vcpu, exit, &vcpu->exits[exit]);
-  take_counter(kept->id, KV_VCPU_EMULATION, kept->vcpu, 0, &vcpu->emulation);
+    take_counter(&kept->id, KV_VCPU_EXITS, kept->vcpu, exit, &vcpu->exits[exit]);
+  take_counter(&kept->id, KV_VCPU_EMULATION, kept->vcpu, 0, &vcpu->emulation);
   for (__u32 halt = 0; halt < KV_HALTS; halt++) {
     if (!*(volatile __u64*)&vcpu->halted_ns[halt]) continue;
     __u64 ns = __sync_lock_test_and_set(&vcpu->halted_ns[halt], 0);

@@ -42,6 +42,10 @@ static __noinline bool is_tap(const struct net_device* dev) {
   return kind[0] == 't' && kind[1] == 'u' && kind[2] == 'n' && !kind[3];
 }
 
+__noinline __u32 nic_number(struct kv_slot_info* info, __u64 key) {
+  return info ? number_of(info->nic_keys, KV_MAX_NICS, key, true) : KV_MAX_NICS;
+}
+
 /* A tap's first packet in this VM's hands. It becomes the VM's, unless it is another's who is there: only the
  * daemon knows better. No slot has more of them than it numbers apart, or one tenant could fill the map. */
 static __noinline __u64 meet_nic(const struct net_device* dev, __u64 key, struct kv_identity* id,
@@ -50,7 +54,7 @@ static __noinline __u64 meet_nic(const struct net_device* dev, __u64 key, struct
 
   struct kv_slot_info* info = info_of(*id);
   if (!info) return 0;
-  __u32 number = number_of(info->nic_keys, KV_MAX_NICS, key, true);
+  __u32 number = nic_number(info, key);
   __u64 owner = kv_nic_owner(*id, number);
   struct kv_identity other = kv_nic_identity(known);
   if (number == KV_MAX_NICS || (other.slot && info_of(other))) return owner;
