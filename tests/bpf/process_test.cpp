@@ -70,7 +70,7 @@ TEST_CASE("many threads that are killed at once: one end, all of their time, and
     const SlotMaps maps = rig.spare(slot);
     Child vm(arguments);
     rig.until([&] { return !rig.processes.empty(); });
-    rig.spin(std::chrono::milliseconds(50));
+    rig.until([&] { return vm.cpu_ns() > 50 * kMs; });
     const core::ProcessKey key = rig.processes.front().process;
     REQUIRE(rig.tracer().has_threads(key));
     ::kill(vm.pid(), SIGKILL);

@@ -13,6 +13,7 @@
 
 #include <cstdlib>
 #include <cstring>
+#include <ctime>
 #include <fstream>
 #include <optional>
 #include <sstream>
@@ -103,6 +104,14 @@ bool Child::running() {
 core::ProcessKey Child::key() const {
   const auto tgid = static_cast<std::uint32_t>(pid_);
   return {.tgid = tgid, .start_ticks = process_start_ticks(tgid).value_or(0)};
+}
+
+std::uint64_t Child::cpu_ns() const {
+  clockid_t clock{};
+  timespec used{};
+  REQUIRE(::clock_getcpuclockid(pid_, &clock) == 0);
+  REQUIRE(::clock_gettime(clock, &used) == 0);
+  return static_cast<std::uint64_t>(used.tv_sec) * 1'000'000'000 + static_cast<std::uint64_t>(used.tv_nsec);
 }
 
 std::string run(const Arguments& arguments) {

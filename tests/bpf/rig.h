@@ -54,6 +54,8 @@ class Child {
   int wait();
   bool running();
   core::ProcessKey key() const;
+  /// What it, all of its threads, has used of CPUs.
+  std::uint64_t cpu_ns() const;
 
  private:
   pid_t pid_ = 0;

@@ -1,6 +1,7 @@
 // SPDX-License-Identifier: Apache-2.0
 // CPU time and waits of a VM's threads, against what the threads themselves measured.
-#include <ctime>
+#include <filesystem>
+#include <fstream>
 #include <map>
 #include <sstream>
 #include <thread>
@@ -46,16 +47,16 @@ core::CounterValue all_of(const SlotMaps& maps) {
 bool close(std::uint64_t measured, std::uint64_t truth, std::uint64_t slack_ns = 2 * kMs) {
   CAPTURE(measured, truth);
   const std::uint64_t difference = measured > truth ? measured - truth : truth - measured;
-  return difference <= truth / 100 + slack_ns;
+  return difference <= truth / 100 + slowness() * slack_ns;
 }
 
-/// What a process, all of its threads, has used.
-std::uint64_t cpu_ns(pid_t pid) {
-  clockid_t clock{};
-  timespec used{};
-  REQUIRE(::clock_getcpuclockid(pid, &clock) == 0);
-  REQUIRE(::clock_gettime(clock, &used) == 0);
-  return static_cast<std::uint64_t>(used.tv_sec) * 1'000'000'000 + static_cast<std::uint64_t>(used.tv_nsec);
+bool has_thread(pid_t pid, const std::string& name) {
+  for (const auto& task : std::filesystem::directory_iterator("/proc/" + std::to_string(pid) + "/task")) {
+    std::string comm;
+    std::getline(std::ifstream(task.path() / "comm"), comm);
+    if (comm == name) return true;
+  }
+  return false;
 }
 
 TEST_CASE("a VM's CPU time is complete by thread, also of threads that lived between two readings") {
@@ -92,7 +93,7 @@ TEST_CASE("a vCPU that shares its CPU: on it, waiting for it, and nothing else")
     const Said& truth = said.at("CPU " + std::to_string(number) + "/KVM");
     const core::CounterValue time = vcpu(maps, number);
     CAPTURE(number, time.count, time.sum, truth.lived_ns);
-    REQUIRE(close(time.count + time.sum, truth.lived_ns, slowness() * 4 * kMs));
+    REQUIRE(close(time.count + time.sum, truth.lived_ns, 4 * kMs));
     REQUIRE(time.sum > 300 * kMs);
 
     core::HistogramValue waits;
@@ -112,11 +113,14 @@ TEST_CASE("time that passed before a process was watched is nobody's; what follo
   const TempDir dir;
   Child process(
       {"sh", "-c", "exec " KVMSCOPE_THREADS " 'CPU 0/KVM:600' worker:1 > " + (dir / "said").string()});
-  rig.until([&] { return cpu_ns(process.pid()) > 100 * kMs; });
+  // To begin takes an emulated processor as much as that: the work is the rest.
+  rig.until([&] { return has_thread(process.pid(), "CPU 0/KVM"); });
+  const std::uint64_t begun_ns = process.cpu_ns();
+  rig.until([&] { return process.cpu_ns() > begun_ns + 100 * kMs; });
   REQUIRE(rig.tracer().claim(process.key()) == maps.identity());
-  const std::uint64_t at_least_ns = cpu_ns(process.pid());
+  const std::uint64_t at_least_ns = process.cpu_ns();
   rig.tracer().count_threads();
-  const std::uint64_t at_most_ns = cpu_ns(process.pid());
+  const std::uint64_t at_most_ns = process.cpu_ns();
   REQUIRE(all_of(maps).count == 0);
   rig.until([&] {
     rig.tracer().count_threads();

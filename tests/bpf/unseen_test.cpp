@@ -6,6 +6,7 @@
 #include <bpf/bpf.h>
 #include <programs.skel.h>
 
+#include <fstream>
 #include <optional>
 #include <set>
 
@@ -90,11 +91,22 @@ class Remembered {
 
 struct Disk {
   Disk() { write_file(dir / "image", 16U << 20U); }
+  ~Disk() {
+    if (device) merge(true);
+  }
   TempDir dir;
   std::optional<LoopDevice> device;
   const std::string& path() {
-    if (!device) device.emplace(dir / "image");
+    if (!device) {
+      device.emplace(dir / "image");
+      merge(false);
+    }
     return device->path();
+  }
+  /// The device outlives its file: as it was, for the next one.
+  void merge(bool may) const {
+    const std::string name = device->path().substr(device->path().rfind('/'));
+    std::ofstream("/sys/block" + name + "/queue/nomerges") << (may ? 0 : 2) << std::flush;
   }
 };
 
