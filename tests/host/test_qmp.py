@@ -29,10 +29,11 @@ def config(bed):
 
 
 def said(export, guest):
-    """[(event, its attributes)] in order."""
-    return [(record.event_name.removeprefix("kvmscope.vm.qemu."), attributes(record.attributes))
+    """[(event, its attributes)] in order, without its start: libvirt starts it suspended, and who is quick sees it resume."""
+    events = [(record.event_name.removeprefix("kvmscope.vm.qemu."), attributes(record.attributes))
             for resource, record in sorted(export.logs, key=lambda entry: entry[1].time_unix_nano)
             if resource.get("vm.id") == guest.uuid and record.event_name.startswith("kvmscope.vm.qemu.")]
+    return events[1:] if events and events[0][0] == "resume" else events
 
 
 def connected(daemon, number):
