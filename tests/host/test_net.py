@@ -189,6 +189,7 @@ if SYSTEM:  # a build machine's kernel has no VLANs, and nothing that redirects
         assert passed >= 20
         tap.settled()
         run("tc", "qdisc", "delete", "dev", nic.tap, "clsact")
+        run("ip", "link", "delete", "kvifb")
         assert daemon.stop() == 0
 
 
