@@ -54,7 +54,6 @@ struct Changed {
 void on_close(virConnectPtr, int reason, void* opaque) noexcept {
   std::string why = "connection closed";
   if (reason == VIR_CONNECT_CLOSE_REASON_EOF) why = "libvirtd closed the connection";
-  if (reason == VIR_CONNECT_CLOSE_REASON_KEEPALIVE) why = "libvirtd no longer answers";
   events_of(opaque)->on_closed(std::move(why));
 }
 
@@ -93,9 +92,7 @@ core::Error Connection::last_error(std::string_view what) const {
 core::Result<std::shared_ptr<Connection>> Connection::open(const Options& options, ConnectionEvents events) {
   std::shared_ptr<Connection> self(new Connection(virConnectOpenReadOnly(options.uri.c_str()), options));
   if (self->connection_ == nullptr) return core::fail(self->last_error(options.uri));
-  // Not every transport has it (the test driver has not): then a dead peer shows by the calls' deadline
-  // alone.
-  virConnectSetKeepAlive(self->connection_, options.keepalive_interval_s, options.keepalive_count);
+  // Without keepalive: who is dead shows by our own probes (docs/adr/0011).
   const auto shared_events = std::make_shared<ConnectionEvents>(std::move(events));
   if (const auto done = self->subscribe(shared_events); !done) return core::fail(done.error());
   return self;

@@ -28,8 +28,6 @@ class Connection {
  public:
   struct Options {
     std::string uri;
-    int keepalive_interval_s = 0;
-    unsigned keepalive_count = 0;
     /// Released when the connection has been closed for good.
     std::shared_ptr<void> until_closed;
   };

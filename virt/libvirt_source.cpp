@@ -299,8 +299,6 @@ void LibvirtSource::Impl::connect() {
   last_closed = promise->get_future();
   const Connection::Options how{
       .uri = options.uri,
-      .keepalive_interval_s = options.keepalive_interval_s,
-      .keepalive_count = options.keepalive_count,
       .until_closed = std::shared_ptr<void>(nullptr, [promise](void*) { promise->set_value(); })};
   struct Opened {
     core::Result<ConnectionPtr> connection;

@@ -63,8 +63,6 @@ class LibvirtSource {
     std::chrono::milliseconds call_deadline{5'000};
     std::chrono::milliseconds reconnect_min{250};
     std::chrono::milliseconds reconnect_max{15'000};
-    int keepalive_interval_s = 5;
-    unsigned keepalive_count = 3;
     std::function<void(VmSeen)> on_seen;
     std::function<void(VmGone)> on_gone;
     std::function<void(VmProblem)> on_problem;
